@@ -1,0 +1,1 @@
+"""Bytes that cross a boundary: sealed objects, frames, and the enclave protocol (docs/spec.md)."""

@@ -1,0 +1,103 @@
+"""The deterministic CBOR subset of docs/spec.md §0, and nothing beyond it.
+
+One encoding per value (RFC 8949 §4.2.1), so a reader can check form by re-encoding its parse. Attestation
+documents do not follow this subset; `mrgc.attest` has its own reader.
+
+May import: the standard library, cbor2, mrgc.errors.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import cbor2
+
+from mrgc.errors import FormatError
+
+Buffer = bytes | bytearray | memoryview
+
+MAX_DEPTH: Final = 4  #: docs/spec.md §0; the outer map counts as 1.
+_UINT_END: Final = 1 << 64  #: RFC 8949 §3.1: a larger integer would need a tag, which the subset has not.
+
+
+def encode(value: Any) -> bytes:
+    """Encode a value of the subset.
+
+    Args:
+        value: dict with text keys, list, tuple, bytes-like, str, bool or int in [0, 2^64).
+
+    Returns:
+        The one encoding that `decode` accepts.
+    """
+    return cbor2.dumps(_sorted(value))
+
+
+def decode(data: Buffer, *, max_depth: int = MAX_DEPTH, booleans: bool = False) -> Any:
+    """Decode exactly one item and refuse every encoding but the canonical one.
+
+    Args:
+        data: one encoded item. The caller caps its length.
+        max_depth: nesting of maps and arrays, the outermost counting as 1.
+        booleans: accept true and false (docs/spec.md §0: in payloads only).
+
+    Returns:
+        dict, list, bytes, str, int, or bool if asked for.
+
+    Raises:
+        FormatError: the bytes are not the canonical encoding of one item of the subset.
+    """
+    raw = bytes(data)
+    try:
+        value = cbor2.loads(raw, max_depth=max_depth, allow_indefinite=False, allow_duplicate_keys=False)
+        _ensure_subset(value, max_depth, booleans=booleans)
+        # A dict keeps the received order, so plain re-encoding reproduces the input if and only if every length
+        # and integer was minimal and nothing trails; _ensure_subset has judged the order itself.
+        canonical = cbor2.dumps(value) == raw
+    except (cbor2.CBORError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise FormatError("not one cbor item of the allowed subset") from error
+    if not canonical:
+        raise FormatError("cbor is not in its canonical encoding")
+    return value
+
+
+def _sorted(value: Any) -> Any:
+    kind = type(value)
+    if kind is dict:
+        # Bytewise order of the encodings = by encoded length, then by bytes: the head of a shorter text sorts first.
+        keys = sorted(value, key=_order)
+        return {key: _sorted(value[key]) for key in keys}
+    if kind is list or kind is tuple:
+        return [_sorted(item) for item in value]
+    return value
+
+
+def _order(key: str) -> tuple[int, bytes]:
+    encoded = key.encode()
+    return len(encoded), encoded
+
+
+def _ensure_subset(value: Any, depth: int, *, booleans: bool) -> None:
+    kind = type(value)
+    if kind is int:
+        if not 0 <= value < _UINT_END:
+            raise FormatError("cbor integer outside 0..2^64-1")
+    elif kind is dict or kind is list:
+        if depth < 1:
+            raise FormatError("cbor nested too deeply")
+        if kind is dict:
+            _ensure_ordered_keys(value)
+        for item in value.values() if kind is dict else value:
+            _ensure_subset(item, depth - 1, booleans=booleans)
+    elif kind is not bytes and kind is not str and not (booleans and kind is bool):
+        raise FormatError("cbor type outside the allowed subset")
+
+
+def _ensure_ordered_keys(fields: dict[Any, Any]) -> None:
+    previous = (-1, b"")
+    for key in fields:
+        if type(key) is not str:
+            raise FormatError("cbor map key is not text")
+        order = _order(key)
+        if order <= previous:
+            raise FormatError("cbor map keys are not in canonical order")
+        previous = order
