@@ -1,0 +1,240 @@
+"""Every knob of the three host processes: name, unit, default, check.
+
+One frozen object per process, read once in its `main` from an environment mapping that the caller passes in; nothing
+here touches `os.environ`. A wrong value raises ConfigError before the first message is taken.
+
+May import: the standard library and mrgc.errors. Called by tasks.intake_step, worker.engine and worker.enclave_agent.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mrgc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: docs/spec.md §1: the largest body a sealed object may have.
+MAX_BODY_BYTES: Final = 32 << 20
+#: docs/spec.md §1: 12 fixed bytes, a header of at most 16,384 and the tag of 16.
+MAX_OVERHEAD_BYTES: Final = 12 + 16_384 + 16
+#: docs/spec.md §6: a frame is at most 64 MiB; 1 MiB of it is kept for its header.
+MAX_BATCH_BYTES: Final = 63 << 20
+#: docs/spec.md §6: jobs in one enclave frame.
+MAX_BATCH_JOBS: Final = 1_024
+
+_ADDRESS: Final = re.compile(r"unix:/.{1,100}|vsock:[0-9]{1,10}:[0-9]{1,10}")
+_UNIX: Final = re.compile(r"unix:/.{1,100}")
+_RESULTS: Final = re.compile(r"file:///(.*/)?|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/(.*/)?")
+_DEVICE: Final = re.compile(r"cpu|cuda(:[0-9]{1,2})?")
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAddress:
+    """Where a process answers /healthz, /readyz and /metrics. Port 0 takes any free port."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """Settings of the Celery worker's intake. It has no token, no key and no credentials of a tenant.
+
+    Raises:
+        ConfigError: a value is out of range or contradicts another.
+    """
+
+    #: Redis database that holds the tenants' streams; may carry a password, so it is never shown.
+    queue_url: str = field(repr=False)
+    #: Celery's broker for control tasks; another database than the queue's.
+    broker_url: str = field(repr=False)
+    #: Default prefix of result objects: file:///dir/ or s3://bucket/prefix/.
+    results_url: str
+    #: tenants.toml.
+    registry: Path
+    #: One address per engine, `unix:PATH`.
+    engines: tuple[str, ...]
+    http: HttpAddress | None = None
+    #: How long a received message stays ours without a heartbeat.
+    lease_s: float = 30.0
+    max_batch_jobs: int = 64
+    #: Sealed bytes of one job batch, and the most that its answers are expected to take.
+    max_batch_bytes: int = 48 << 20
+    #: How long an idle engine waits for a batch to fill.
+    max_wait_ms: float = 5.0
+    #: Bounds on what is held at once, from receive to ack; at a bound nothing is received.
+    max_inflight_jobs: int = 1_024
+    max_inflight_bytes: int = 256 << 20
+    max_body_bytes: int = MAX_BODY_BYTES
+    #: How long a drain may finish what was taken before the rest is handed back.
+    drain_s: float = 20.0
+    #: Endpoint of a stand-in for S3; None is AWS's own.
+    s3_endpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the bounds that hold between settings."""
+        if self.max_body_bytes + MAX_OVERHEAD_BYTES > self.max_batch_bytes:
+            raise ConfigError("MRGC_MAX_BATCH_BYTES does not hold one job of MRGC_MAX_BODY_BYTES")
+        if self.max_batch_bytes > self.max_inflight_bytes:
+            raise ConfigError("MRGC_MAX_INFLIGHT_BYTES does not hold one batch of MRGC_MAX_BATCH_BYTES")
+        if self.max_batch_jobs > self.max_inflight_jobs:
+            raise ConfigError("MRGC_MAX_INFLIGHT_JOBS does not hold one batch of MRGC_MAX_BATCH_JOBS")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> WorkerSettings:
+        """Read the intake's settings.
+
+        Args:
+            environ: the process's environment, MRGC_* and AWS_ENDPOINT_URL_S3.
+
+        Returns:
+            The checked settings.
+
+        Raises:
+            ConfigError: a setting is missing, malformed or contradictory; names the variable, never its value.
+        """
+        env = _Env(environ)
+        return cls(
+            queue_url=env.text("MRGC_QUEUE_URL"),
+            broker_url=env.text("MRGC_BROKER_URL"),
+            results_url=env.text("MRGC_RESULTS_URL", pattern=_RESULTS),
+            registry=Path(env.text("MRGC_REGISTRY")),
+            engines=env.addresses("MRGC_ENGINES"),
+            http=env.http("MRGC_WORKER_HTTP"),
+            lease_s=env.number("MRGC_LEASE_S", 30.0, within=(0.2, 3_600.0)),
+            max_batch_jobs=env.integer("MRGC_MAX_BATCH_JOBS", 64, within=(1, MAX_BATCH_JOBS)),
+            max_batch_bytes=env.integer("MRGC_MAX_BATCH_BYTES", 48 << 20, within=(1 << 16, MAX_BATCH_BYTES)),
+            max_wait_ms=env.number("MRGC_MAX_WAIT_MS", 5.0, within=(0.0, 10_000.0)),
+            max_inflight_jobs=env.integer("MRGC_MAX_INFLIGHT_JOBS", 1_024, within=(1, 1 << 20)),
+            max_inflight_bytes=env.integer("MRGC_MAX_INFLIGHT_BYTES", 256 << 20, within=(1 << 16, 1 << 40)),
+            max_body_bytes=env.integer("MRGC_MAX_BODY_BYTES", MAX_BODY_BYTES, within=(1, MAX_BODY_BYTES)),
+            drain_s=env.number("MRGC_DRAIN_S", 20.0, within=(0.0, 3_600.0)),
+            s3_endpoint=environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Settings of one engine: the process that holds plaintext. It has no inet address on purpose."""
+
+    #: `unix:PATH` that the engine listens on for the intake.
+    engine: str
+    #: `unix:PATH` or `vsock:CID:PORT` of the enclave.
+    enclave: str
+    #: File with the enclave token, readable by the engine's user only.
+    token_file: Path
+    #: Folder of model folders.
+    models: Path
+    device: str = "cpu"
+    #: auto, bf16 or fp32; auto is bf16 where the device has it natively.
+    dtype: str = "auto"
+    #: Threads of a CPU forward; 0 leaves torch's default.
+    threads: int = 0
+    #: Tokens of one forward pass.
+    max_batch_tokens: int = 4_096
+    max_body_bytes: int = MAX_BODY_BYTES
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> EngineSettings:
+        """Read the engine's settings.
+
+        Raises:
+            ConfigError: a setting is missing or malformed; names the variable, never its value.
+        """
+        env = _Env(environ)
+        return cls(
+            engine=env.text("MRGC_ENGINE", pattern=_UNIX),
+            enclave=env.text("MRGC_ENCLAVE", pattern=_ADDRESS),
+            token_file=Path(env.text("MRGC_TOKEN_FILE")),
+            models=Path(env.text("MRGC_MODELS")),
+            device=env.text("MRGC_DEVICE", "cpu", pattern=_DEVICE),
+            dtype=env.choice("MRGC_DTYPE", "auto", among=("auto", "bf16", "fp32")),
+            threads=env.integer("MRGC_THREADS", 0, within=(0, 1_024)),
+            max_batch_tokens=env.integer("MRGC_MAX_BATCH_TOKENS", 4_096, within=(16, 1 << 24)),
+            max_body_bytes=env.integer("MRGC_MAX_BODY_BYTES", MAX_BODY_BYTES, within=(1, MAX_BODY_BYTES)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """Settings of the enclave agent. AWS credentials come from boto3's default chain, never from here."""
+
+    #: `unix:PATH` or `vsock:CID:PORT` of the enclave.
+    enclave: str
+    #: File that the agent writes the enclave token to, for the engines to read.
+    token_file: Path
+    http: HttpAddress | None = None
+    #: Whether the first hello switches docs/spec.md §8 on for connections without the token.
+    json_protocol: bool = False
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> AgentSettings:
+        """Read the agent's settings.
+
+        Raises:
+            ConfigError: a setting is missing or malformed; names the variable, never its value.
+        """
+        env = _Env(environ)
+        return cls(
+            enclave=env.text("MRGC_ENCLAVE", pattern=_ADDRESS),
+            token_file=Path(env.text("MRGC_TOKEN_FILE")),
+            http=env.http("MRGC_AGENT_HTTP"),
+            json_protocol=env.choice("MRGC_JSON_PROTOCOL", "0", among=("0", "1")) == "1",
+        )
+
+
+class _Env:
+    """Typed reads of one environment. An empty variable counts as absent."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def text(self, name: str, default: str | None = None, *, pattern: re.Pattern[str] | None = None) -> str:
+        value = self._environ.get(name) or default
+        if value is None:
+            raise ConfigError(f"{name} is not set")
+        if pattern is not None and not pattern.fullmatch(value):
+            raise ConfigError(f"{name} is malformed")
+        return value
+
+    def choice(self, name: str, default: str, *, among: tuple[str, ...]) -> str:
+        value = self.text(name, default)
+        if value not in among:
+            raise ConfigError(f"{name} is none of {', '.join(among)}")
+        return value
+
+    def number(self, name: str, default: float, *, within: tuple[float, float]) -> float:
+        try:
+            value = float(self.text(name, str(default)))
+        except ValueError as err:
+            raise ConfigError(f"{name} is not a number") from err
+        # Written so that NaN, which compares false with everything, is refused too.
+        if not within[0] <= value <= within[1]:
+            raise ConfigError(f"{name} is not within {within[0]} .. {within[1]}")
+        return value
+
+    def integer(self, name: str, default: int, *, within: tuple[int, int]) -> int:
+        value = self.number(name, default, within=within)
+        if value != int(value):
+            raise ConfigError(f"{name} is not a whole number")
+        return int(value)
+
+    def addresses(self, name: str) -> tuple[str, ...]:
+        found = tuple(self.text(name).split(","))
+        if not all(_UNIX.fullmatch(address) for address in found) or len(set(found)) != len(found):
+            raise ConfigError(f"{name} is not a comma-separated list of different unix:PATH addresses")
+        return found
+
+    def http(self, name: str) -> HttpAddress | None:
+        value = self._environ.get(name)
+        if not value:
+            return None
+        host, _, port = value.rpartition(":")
+        if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:  # noqa: PLR2004 - the highest port
+            raise ConfigError(f"{name} is not host:port")
+        return HttpAddress(host.strip("[]"), int(port))
