@@ -235,6 +235,6 @@ class _Env:
         if not value:
             return None
         host, _, port = value.rpartition(":")
-        if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:  # noqa: PLR2004 - the highest port
+        if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
             raise ConfigError(f"{name} is not host:port")
         return HttpAddress(host.strip("[]"), int(port))
