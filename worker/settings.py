@@ -3,7 +3,8 @@
 One frozen object per process, read once in its `main` from an environment mapping that the caller passes in; nothing
 here touches `os.environ`. A wrong value raises ConfigError before the first message is taken.
 
-May import: the standard library and mrgc.errors. Called by tasks.intake_step, worker.engine and worker.enclave_agent.
+May import: the standard library, mrgc.errors, mrgc.wire. Called by tasks.intake_step, worker.engine and
+worker.enclave_agent.
 """
 
 from __future__ import annotations
@@ -14,21 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mrgc.errors import ConfigError
+from mrgc.wire.addresses import UnixAddress, parse_address
+from mrgc.wire.sealed import MAX_BODY_BYTES, MAX_HEADER_BYTES, TAG_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: docs/spec.md §1: the largest body a sealed object may have.
-MAX_BODY_BYTES: Final = 32 << 20
-#: docs/spec.md §1: 12 fixed bytes, a header of at most 16,384 and the tag of 16.
-MAX_OVERHEAD_BYTES: Final = 12 + 16_384 + 16
+#: docs/spec.md §1: what a sealed object is longer than its body, at most; 12 is the fixed prefix.
+MAX_OVERHEAD_BYTES: Final = 12 + MAX_HEADER_BYTES + TAG_BYTES
 #: docs/spec.md §6: a frame is at most 64 MiB; 1 MiB of it is kept for its header.
 MAX_BATCH_BYTES: Final = 63 << 20
 #: docs/spec.md §6: jobs in one enclave frame.
 MAX_BATCH_JOBS: Final = 1_024
 
-_ADDRESS: Final = re.compile(r"unix:/.{1,100}|vsock:[0-9]{1,10}:[0-9]{1,10}")
-_UNIX: Final = re.compile(r"unix:/.{1,100}")
 _RESULTS: Final = re.compile(r"file:///(.*/)?|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/(.*/)?")
 _DEVICE: Final = re.compile(r"cpu|cuda(:[0-9]{1,2})?")
 
@@ -104,7 +103,7 @@ class WorkerSettings:
             broker_url=env.text("MRGC_BROKER_URL"),
             results_url=env.text("MRGC_RESULTS_URL", pattern=_RESULTS),
             registry=Path(env.text("MRGC_REGISTRY")),
-            engines=env.addresses("MRGC_ENGINES"),
+            engines=env.unix_addresses("MRGC_ENGINES"),
             http=env.http("MRGC_WORKER_HTTP"),
             lease_s=env.number("MRGC_LEASE_S", 30.0, within=(0.2, 3_600.0)),
             max_batch_jobs=env.integer("MRGC_MAX_BATCH_JOBS", 64, within=(1, MAX_BATCH_JOBS)),
@@ -148,8 +147,8 @@ class EngineSettings:
         """
         env = _Env(environ)
         return cls(
-            engine=env.text("MRGC_ENGINE", pattern=_UNIX),
-            enclave=env.text("MRGC_ENCLAVE", pattern=_ADDRESS),
+            engine=env.unix_address("MRGC_ENGINE"),
+            enclave=env.address("MRGC_ENCLAVE"),
             token_file=Path(env.text("MRGC_TOKEN_FILE")),
             models=Path(env.text("MRGC_MODELS")),
             device=env.text("MRGC_DEVICE", "cpu", pattern=_DEVICE),
@@ -181,7 +180,7 @@ class AgentSettings:
         """
         env = _Env(environ)
         return cls(
-            enclave=env.text("MRGC_ENCLAVE", pattern=_ADDRESS),
+            enclave=env.address("MRGC_ENCLAVE"),
             token_file=Path(env.text("MRGC_TOKEN_FILE")),
             http=env.http("MRGC_AGENT_HTTP"),
             json_protocol=env.choice("MRGC_JSON_PROTOCOL", "0", among=("0", "1")) == "1",
@@ -224,10 +223,18 @@ class _Env:
             raise ConfigError(f"{name} is not a whole number")
         return int(value)
 
-    def addresses(self, name: str) -> tuple[str, ...]:
-        found = tuple(self.text(name).split(","))
-        if not all(_UNIX.fullmatch(address) for address in found) or len(set(found)) != len(found):
-            raise ConfigError(f"{name} is not a comma-separated list of different unix:PATH addresses")
+    def address(self, name: str) -> str:
+        value = self.text(name)
+        parse_address(value)
+        return value
+
+    def unix_address(self, name: str) -> str:
+        return _ensure_unix(name, self.text(name))
+
+    def unix_addresses(self, name: str) -> tuple[str, ...]:
+        found = tuple(_ensure_unix(name, value) for value in self.text(name).split(","))
+        if len(set(found)) != len(found):
+            raise ConfigError(f"{name} names one address twice")
         return found
 
     def http(self, name: str) -> HttpAddress | None:
@@ -238,3 +245,9 @@ class _Env:
         if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
             raise ConfigError(f"{name} is not host:port")
         return HttpAddress(host.strip("[]"), int(port))
+
+
+def _ensure_unix(name: str, value: str) -> str:
+    if not isinstance(parse_address(value), UnixAddress):
+        raise ConfigError(f"{name} is not a unix:PATH address")
+    return value
