@@ -1,0 +1,177 @@
+"""What the intake asks of a broker: leases, and nothing that a broker without leases could not give.
+
+A lease is the only truth about a message: whoever holds it works on it, and when it lapses somebody else may. So a
+lease past its deadline is never extended, released or dead-lettered by the one who let it lapse; acknowledging it is
+still right, because that happens only after its result is stored.
+
+May import: the standard library. Called by the intake; implemented by the sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimCheck:
+    """A reference to a sealed job that lies in a bucket (docs/spec.md §5)."""
+
+    url: str
+    #: SHA-256 of the sealed job, 32 bytes.
+    sha256: bytes
+    #: Its length; no more than this is read.
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BadMessage:
+    """A message that does not follow docs/spec.md §5."""
+
+    #: Code of mrgc.errors, the reason it is dead-lettered with.
+    code: str
+
+
+@dataclass(eq=False, slots=True)
+class Lease:
+    """One message that is ours until its deadline. Compared by identity."""
+
+    tenant: str
+    #: The broker's name for the message, unique within the tenant's queue.
+    message_id: str
+    body: bytes | ClaimCheck | BadMessage = field(repr=False)
+    #: Monotonic seconds; taken before the request that made or extended the lease was sent.
+    deadline_s: float
+    #: Engine deaths that happened while this job was alone in the engine, on any host.
+    deaths: int = 0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Identity of the message across its leases."""
+        return self.tenant, self.message_id
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The most that one receive may bring in."""
+
+    jobs: int
+    bytes: int
+    #: Jobs by tenant; a tenant that is absent or at 0 is not received from.
+    tenants: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """One tenant's queue at one moment."""
+
+    #: Messages in the queue, those that are leased included.
+    length: int
+    #: Messages that are leased.
+    pending: int
+    #: Seconds since the oldest message was sent; 0 when the queue is empty.
+    oldest_age_s: float
+    #: Messages in the dead-letter queue.
+    dead: int
+
+
+class JobSource(Protocol):
+    """A broker's queues, one per tenant. Every method may be called from any thread.
+
+    Every method raises QueueUnavailable when the broker does not answer; the request may or may not have been carried
+    out, and repeating it is safe.
+    """
+
+    def receive(self, budget: Budget, *, wait_s: float) -> list[Lease]:
+        """Take new messages, waiting up to `wait_s` for the first; never more than the budget."""
+        ...
+
+    def recover(self, budget: Budget) -> list[Lease]:
+        """Take over messages whose lease lapsed, on whichever host; never more than the budget."""
+        ...
+
+    def extend(self, leases: Sequence[Lease]) -> list[Lease]:
+        """Renew leases and their deadlines.
+
+        Returns:
+            Those that are ours no longer: past their deadline, or gone from the queue.
+        """
+        ...
+
+    def ack(self, leases: Sequence[Lease]) -> None:
+        """Remove messages whose results are stored."""
+        ...
+
+    def release(self, leases: Sequence[Lease]) -> None:
+        """Hand messages back so that another host gets them at once; those past their deadline are left alone."""
+        ...
+
+    def dead_letter(self, lease: Lease, *, reason: str) -> None:
+        """Move a message to the tenant's dead-letter queue; one past its deadline is left alone.
+
+        Args:
+            lease: the message, moved as it was received.
+            reason: code of mrgc.errors.
+        """
+        ...
+
+    def count_death(self, lease: Lease) -> int:
+        """Record that an engine died while this job was alone in it.
+
+        Returns:
+            All such deaths of this job, on whichever host; also kept in `lease.deaths`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close connections. What was neither acknowledged nor released comes back when its lease lapses."""
+        ...
+
+
+class QueueAdmin(Protocol):
+    """What operators and trusted producers do to a broker's queues. Raises QueueUnavailable like JobSource."""
+
+    def send(self, tenant: str, job: bytes) -> str:
+        """Append a sealed job to the tenant's queue.
+
+        Returns:
+            The broker's name for the message.
+
+        Raises:
+            TooLargeError: the job is over what a message may hold.
+        """
+        ...
+
+    def backlog(self, tenants: Sequence[str]) -> dict[str, Backlog]:
+        """Measure the queues of `tenants`."""
+        ...
+
+    def redrive(self, tenant: str, *, reason: str | None, limit: int) -> int:
+        """Move dead letters back into the tenant's queue, oldest first.
+
+        Args:
+            tenant: whose.
+            reason: only letters with this code; None moves all that hold a job.
+            limit: at most this many.
+
+        Returns:
+            How many were moved.
+        """
+        ...
+
+    def purge_expired(self, tenant: str, *, now_s: float) -> int:
+        """Delete dead letters that no redrive could serve any more.
+
+        Args:
+            tenant: whose.
+            now_s: unix seconds.
+
+        Returns:
+            How many were deleted.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close connections."""
+        ...

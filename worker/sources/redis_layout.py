@@ -1,0 +1,90 @@
+"""Names of keys and fields of stream entries (docs/spec.md §5): pure.
+
+Stream `q:TENANT` with group `gpu`; stream `dead:TENANT` for what cannot be served; hash `deaths:TENANT` for engine
+deaths by entry, because the server's own delivery count also counts hand-backs.
+
+May import: the standard library, mrgc.errors, mrgc.wire, worker.sources.base. Called by worker.sources.redis_*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from mrgc.errors import FormatError, TooLargeError
+from mrgc.wire import strict_cbor
+from mrgc.wire.headers import HASH_BYTES
+from worker.sources.base import BadMessage, ClaimCheck
+
+GROUP: Final = "gpu"
+#: docs/spec.md §5: the longest job that travels inside a message.
+MAX_MESSAGE_BYTES: Final = 524_288
+#: A claim check is a URL of at most 2 KiB, a hash and a length.
+MAX_REF_BYTES: Final = 4_096
+MAX_URL_CHARS: Final = 2_048
+
+
+def queue_stream(tenant: str) -> str:
+    """Return the key of a tenant's jobs."""
+    return f"q:{tenant}"
+
+
+def dead_stream(tenant: str) -> str:
+    """Return the key of a tenant's dead letters."""
+    return f"dead:{tenant}"
+
+
+def deaths_hash(tenant: str) -> str:
+    """Return the key of a tenant's engine deaths by entry id."""
+    return f"deaths:{tenant}"
+
+
+def tenant_of(stream: bytes) -> str:
+    """Return whose jobs a stream holds."""
+    return stream.decode().removeprefix("q:")
+
+
+def sent_s(message_id: bytes) -> float:
+    """Return when an entry arrived, unix seconds: the first half of its id is the server's clock in milliseconds."""
+    return int(message_id.partition(b"-")[0]) / 1_000
+
+
+def parse_fields(fields: Mapping[bytes, bytes]) -> bytes | ClaimCheck | BadMessage:
+    """Read one entry.
+
+    Args:
+        fields: the entry as received; exactly one of `job` and `ref` is legal.
+
+    Returns:
+        The sealed job, a reference to it, or why the entry is neither.
+    """
+    try:
+        if fields.keys() == {b"job"}:
+            return _job(fields[b"job"])
+        if fields.keys() == {b"ref"}:
+            return _claim_check(fields[b"ref"])
+    except FormatError as err:
+        return BadMessage(err.code)
+    return BadMessage(FormatError.code)
+
+
+def _job(value: bytes) -> bytes:
+    if len(value) > MAX_MESSAGE_BYTES:
+        raise TooLargeError("message is over 524,288 bytes")
+    return value
+
+
+def _claim_check(value: bytes) -> ClaimCheck:
+    if len(value) > MAX_REF_BYTES:
+        raise TooLargeError("claim check is over 4,096 bytes")
+    ref = strict_cbor.decode(value, max_depth=1)
+    if type(ref) is not dict or ref.keys() != {"url", "sha256", "bytes"}:
+        raise FormatError("claim check does not have exactly url, sha256 and bytes")
+    url, sha256, length = ref["url"], ref["sha256"], ref["bytes"]
+    if type(url) is not str or len(url) > MAX_URL_CHARS:
+        raise FormatError("claim check url")
+    if type(sha256) is not bytes or len(sha256) != HASH_BYTES:
+        raise FormatError("claim check sha256")
+    if type(length) is not int or length < 1:
+        raise FormatError("claim check bytes")
+    return ClaimCheck(url, sha256, length)
