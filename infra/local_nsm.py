@@ -2,7 +2,7 @@
 
 The documents have the form of genuine ones (docs/spec.md §6, §7) and fail in production for one reason only: their
 root is not the pinned AWS root. Called by `infra.local_enclave` and tests. May import: the standard library, cbor2,
-cryptography, infra.nsm_chain. Never copied into the enclave image.
+cryptography, infra. Never copied into the enclave image.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
+from infra.durable_file import replace_file
 from infra.nsm_chain import Issuer, SignerChain, make_root
 
 #: PCRs 0–15 are locked from boot and therefore in every document; AWS: nsm-api, docs/attestation_process.md.
@@ -57,9 +58,8 @@ def create_pki(directory: Path, *, module_id: str | None = None) -> None:
     root_pem = root.certificate.public_bytes(Encoding.PEM)
     name = module_id or f"i-{secrets.token_hex(9)[:17]}-enc{secrets.token_hex(8)}"
     signer = {"module_id": name, "root": root_pem.decode(), "key": key_pem.decode()}
-    with open(directory / _SIGNER_FILE, "w", opener=_private) as file:
-        json.dump(signer, file)
-    root_file.write_bytes(root_pem)
+    replace_file(directory / _SIGNER_FILE, json.dumps(signer).encode())
+    replace_file(root_file, root_pem, mode=0o644)
 
 
 class LocalNsm:
@@ -169,7 +169,3 @@ def _files(paths: Iterable[Path]) -> Iterator[tuple[bytes, bytes]]:
                 found[file.relative_to(path.parent).as_posix()] = file
     for name in sorted(found):
         yield name.encode(), found[name].read_bytes()
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
