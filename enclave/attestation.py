@@ -1,0 +1,148 @@
+"""What the enclave says about itself, and what time it is.
+
+One RSA key is made at boot; its public half travels only in documents for KMS. A thread of its own renews that
+document, so no request waits for the NSM. Every document carries the hypervisor's time, which is the enclave's only
+clock: the parent's is never asked (docs/spec.md §7).
+
+Called by `enclave.operations`, `enclave.kms_handler` and `enclave.enclave_app`. May import: the standard library,
+cryptography, mrgc.attest, mrgc.errors, mrgc.wire.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Final, NamedTuple
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from enclave.counters import Counters
+from enclave.nsm import Nsm, NsmError
+from mrgc.attest.cose import parse_sign1
+from mrgc.attest.document import Kind, parse_document
+from mrgc.errors import AttestationError, KeyBusyError
+from mrgc.wire import strict_cbor
+from mrgc.wire.enclave_protocol import AttestRequest
+
+logger = logging.getLogger(__name__)
+
+#: docs/spec.md §7 allows 120 s at the moment of use; the rest is room for one KMS call with its retries.
+MAX_DOCUMENT_AGE_S: Final = 110.0
+RENEWAL_S: Final = 45.0  #: Twice within the age limit, so that one failed renewal is not noticed.
+RETRY_S: Final = 5.0  #: After a failed renewal.
+RSA_BITS: Final = 2_048  #: What AWS's own SDK sends; KMS documents no other size.
+
+
+class _Renewal(NamedTuple):
+    document: bytes
+    made_s: float
+
+
+class Clock:
+    """Unix time from the newest attestation document plus the monotonic time since."""
+
+    def __init__(self) -> None:
+        self._anchor: tuple[float, float] | None = None
+
+    def set(self, *, timestamp_s: float, monotonic_s: float) -> None:
+        """Anchor the clock.
+
+        Args:
+            timestamp_s: the document's time.
+            monotonic_s: the monotonic clock just before the document was asked for, so that the clock is fast by at
+                most the NSM's delay: a job expires early rather than late.
+        """
+        self._anchor = (timestamp_s, monotonic_s)
+
+    def now_s(self) -> float:
+        """Return unix seconds.
+
+        Raises:
+            KeyBusyError: no document was made yet.
+        """
+        if self._anchor is None:
+            raise KeyBusyError("enclave has no time yet")
+        timestamp_s, anchored_s = self._anchor
+        return timestamp_s + (time.monotonic() - anchored_s)
+
+
+class Attestation:
+    """Makes this enclave's documents and holds the RSA key that KMS answers to.
+
+    Args:
+        nsm: signs the documents.
+        counters: gets `attestations` and `attestation_ms_total`.
+    """
+
+    def __init__(self, nsm: Nsm, counters: Counters) -> None:
+        self._nsm = nsm
+        self._counters = counters
+        self.clock = Clock()
+        self.private_key: Final = rsa.generate_private_key(public_exponent=65_537, key_size=RSA_BITS)
+        self._public_key = self.private_key.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        self._renewal: _Renewal | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a document for KMS is at hand that is fresh enough to be used."""
+        renewal = self._renewal
+        return renewal is not None and time.monotonic() - renewal.made_s <= MAX_DOCUMENT_AGE_S
+
+    def kms_document(self) -> bytes:
+        """Return the current document for KMS; it leaves the enclave only inside TLS to KMS.
+
+        Raises:
+            KeyBusyError: renewal has failed for so long that KMS may not be shown the last one.
+        """
+        renewal = self._renewal
+        if renewal is None or not self.is_ready:
+            raise KeyBusyError("no fresh attestation document")
+        return renewal.document
+
+    def statement(self, request: AttestRequest) -> bytes:
+        """Make a document for a caller: its nonce, our user_data, and no public key (docs/spec.md §6).
+
+        Raises:
+            NsmError: the NSM made none.
+        """
+        return self._attest(use=str(request.use), public_key=None, nonce=request.nonce).document
+
+    def renew(self) -> None:
+        """Make the next document for KMS.
+
+        Raises:
+            NsmError: the NSM made none; the previous one stays in use until it is too old.
+        """
+        self._renewal = self._attest(use="kms", public_key=self._public_key, nonce=None)
+
+    def keep_renewing(self, stop: threading.Event) -> None:
+        """Renew until `stop` is set; the body of the renewal thread."""
+        wait_s = RENEWAL_S
+        while not stop.wait(wait_s):
+            try:
+                self.renew()
+                wait_s = RENEWAL_S
+            except NsmError:
+                logger.warning("attestation document was not renewed")
+                wait_s = RETRY_S
+
+    def _attest(self, *, use: str, public_key: bytes | None, nonce: bytes | None) -> _Renewal:
+        started_s = time.monotonic()
+        user_data = strict_cbor.encode({"mrgc": 1, "use": use})
+        made = self._nsm.attest(public_key=public_key, user_data=user_data, nonce=nonce)
+        self.clock.set(timestamp_s=_timestamp_ms(made) / 1_000, monotonic_s=started_s)
+        elapsed_ms = round((time.monotonic() - started_s) * 1_000)
+        self._counters.add(attestations=1, attestation_ms_total=elapsed_ms)
+        return _Renewal(made, started_s)
+
+
+def _timestamp_ms(made: bytes) -> int:
+    # Not verified: the NSM is this enclave's own hardware, and a chain of its own making would prove nothing to it.
+    try:
+        return parse_document(parse_sign1(made).payload, kind=Kind.ENCLAVE).timestamp_ms
+    except AttestationError as error:
+        raise NsmError("nsm made a document of another shape") from error

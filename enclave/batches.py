@@ -1,0 +1,194 @@
+"""The two operations that carry jobs: open_batch and seal_batch (docs/spec.md §2, §4, §6).
+
+Every job has an outcome of its own, in order; one bad job never fails its batch mates. The checks run in the order of
+docs/spec.md §2, so whatever public bytes can decide costs no KMS call, and nothing is released before the tag.
+
+Called by `enclave.operations`. May import: the standard library, enclave, mrgc.errors, mrgc.wire.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from enclave.attestation import Clock
+from enclave.counters import Counters
+from enclave.data_keys import DataKey, DataKeys, KeyWish
+from enclave.key_cache import WrappedKey, wipe
+from enclave.socket_errors import socket_error
+from enclave.tickets import OPEN_PARENT, Tickets
+from mrgc.errors import MrgcError, TooLargeError, TrustFloorError, UnsupportedError
+from mrgc.wire import enclave_protocol, frames
+from mrgc.wire.enclave_protocol import Opened, SealRequest
+from mrgc.wire.frames import Frame
+from mrgc.wire.headers import JobHeader
+from mrgc.wire.sealed import (
+    ResultDraft,
+    SealedJob,
+    ensure_in_time,
+    open_job,
+    parse_job,
+    parse_job_aad,
+    seal_result,
+)
+from mrgc.wire.strict_cbor import Buffer
+
+#: What the bodies of one answer may take. An outcome takes about 100 bytes of the header, 1,024 of them a tenth of it.
+MAX_ANSWER_BODY_BYTES: Final = frames.MAX_FRAME_BYTES - frames.MAX_HEADER_BYTES
+
+Keys = dict[WrappedKey, DataKey]
+
+
+class Batches:
+    """Opens jobs and seals results for the open parent, trust tier 0.
+
+    Args:
+        data_keys: gives the keys of a batch.
+        clock: the enclave's own.
+        counters: gets jobs_opened, jobs_refused_<code>, results_sealed, open_batches and seal_batches.
+    """
+
+    def __init__(self, data_keys: DataKeys, clock: Clock, counters: Counters) -> None:
+        self._data_keys = data_keys
+        self._clock = clock
+        self._counters = counters
+        self._tickets = Tickets()
+
+    def open(self, frame: Frame) -> list[Buffer]:
+        """Open sealed jobs.
+
+        Returns:
+            The response; its blobs are plaintexts in buffers that the caller zeroes after sending.
+
+        Raises:
+            FormatError: the request itself breaks docs/spec.md §6.
+        """
+        now_s = self._clock.now_s()
+        room = _Room()
+        jobs = [_admit(blob, now_s, room) for blob in enclave_protocol.parse_open_batch(frame)]
+        keys = self._keys(job.header for job in jobs if isinstance(job, SealedJob))
+        try:
+            outcomes = [self._open_one(job, keys, now_s) if isinstance(job, SealedJob) else job for job in jobs]
+        finally:
+            _wipe_all(keys)
+        self._count(outcomes, open_batches=1, jobs_opened=sum(isinstance(o, Opened) for o in outcomes))
+        return enclave_protocol.open_batch_response(frame.id, outcomes)
+
+    def seal(self, frame: Frame) -> list[Buffer]:
+        """Seal results of jobs that this boot has opened.
+
+        Raises:
+            FormatError: the request itself breaks docs/spec.md §6.
+        """
+        now_s = self._clock.now_s()
+        room = _Room()
+        requests = enclave_protocol.parse_seal_batch(frame)
+        headers = [self._authentic_header(request, now_s) for request in requests]
+        keys = self._keys(header for header in headers if isinstance(header, JobHeader))
+        try:
+            outcomes = [
+                _seal_one(request, header, keys, int(now_s), room) if isinstance(header, JobHeader) else header
+                for request, header in zip(requests, headers, strict=True)
+            ]
+        finally:
+            _wipe_all(keys)
+        self._count(outcomes, seal_batches=1, results_sealed=sum(isinstance(o, bytes) for o in outcomes))
+        return enclave_protocol.seal_batch_response(frame.id, outcomes)
+
+    def _open_one(self, job: SealedJob, keys: Keys, now_s: float) -> Opened | MrgcError:
+        key = keys[_wrapped_key(job.header)]
+        if isinstance(key, MrgcError):
+            return socket_error(key)
+        try:
+            plaintext = open_job(job, data_key=key)
+        except MrgcError as error:
+            return socket_error(error)
+        ticket = self._tickets.issue(OPEN_PARENT, request=job.request, aad=job.aad, now_s=now_s)
+        return Opened(job.request, ticket, plaintext)
+
+    def _authentic_header(self, result: SealRequest, now_s: float) -> JobHeader | MrgcError:
+        try:
+            self._tickets.ensure_valid(result.ticket, OPEN_PARENT, request=result.request, aad=result.aad, now_s=now_s)
+            return parse_job_aad(result.aad)
+        except MrgcError as error:
+            return socket_error(error)
+
+    def _keys(self, headers: Iterable[JobHeader]) -> Keys:
+        # A batch has few keys: one look-up for each of them, not for each job.
+        uses = Counter(_wrapped_key(header) for header in headers)
+        obtained = self._data_keys.obtain([KeyWish(wrapped, count) for wrapped, count in uses.items()])
+        return dict(zip(uses, obtained, strict=True))
+
+    def _count(self, outcomes: Sequence[object], **amounts: int) -> None:
+        refusals = Counter(f"jobs_refused_{o.code}" for o in outcomes if isinstance(o, MrgcError))
+        self._counters.add(**amounts, **refusals)
+
+
+class _Room:
+    """What is left of an answer's bodies."""
+
+    def __init__(self) -> None:
+        self._left = MAX_ANSWER_BODY_BYTES
+
+    def take(self, count: int) -> None:
+        """Reserve `count` bytes. Raises TooLargeError when the answer would not fit its frame."""
+        if count > self._left:
+            raise TooLargeError("answer would not fit its frame")
+        self._left -= count
+
+
+def _admit(data: memoryview, now_s: float, room: _Room) -> SealedJob | MrgcError:
+    """Checks (1) to (3) of docs/spec.md §2: public bytes only."""
+    try:
+        job = parse_job(data)
+        ensure_in_time(job.header, now_s)
+        _ensure_servable(job.header)
+        room.take(job.body_bytes)
+    except MrgcError as error:
+        return socket_error(error)
+    return job
+
+
+def _ensure_servable(header: JobHeader) -> None:
+    # `hosts` needs a floor of at least 1, so the floor answers for it as well.
+    if header.floor > OPEN_PARENT.tier:
+        raise TrustFloorError("job demands a higher trust tier")
+    if header.receipt is not None:
+        raise UnsupportedError("receipts are not made")
+
+
+def _seal_one(result: SealRequest, header: JobHeader, keys: Keys, created: int, room: _Room) -> bytes | MrgcError:
+    key = keys[_wrapped_key(header)]
+    if isinstance(key, MrgcError):
+        return socket_error(key)
+    draft = ResultDraft(
+        tenant=header.tenant,
+        job=header.job,
+        key_arn=header.key_arn,
+        edk=header.edk,
+        context=header.context,
+        request=result.request,
+        model=result.model,
+        type=result.type,
+        status=result.status,
+        tier=OPEN_PARENT.tier,
+        created=created,
+    )
+    try:
+        sealed = seal_result(draft, result.body, data_key=key)
+        room.take(len(sealed))
+    except MrgcError as error:
+        return socket_error(error)
+    return sealed
+
+
+def _wrapped_key(header: JobHeader) -> WrappedKey:
+    # The header was in canonical form, so equal contexts have equal order.
+    return WrappedKey(header.tenant, header.key_arn, header.edk, tuple(header.context.items()))
+
+
+def _wipe_all(keys: Keys) -> None:
+    for key in keys.values():
+        if isinstance(key, bytearray):
+            wipe(key)

@@ -1,0 +1,130 @@
+"""The enclave's composition: `main` wires it for production, `build` for any NSM, dialler and CA bundle.
+
+There is no switch in here or behind it that turns attestation off. The one-machine stack calls `build` with an NSM
+whose root nobody else trusts. Run as `python -m enclave.enclave_app`.
+
+May import: the standard library, enclave, mrgc.wire.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from enclave.attestation import Attestation
+from enclave.connection import Limits
+from enclave.counters import Counters
+from enclave.credentials import CredentialStore
+from enclave.data_keys import DataKeys
+from enclave.hardening import harden
+from enclave.kms_handler import KmsHandler
+from enclave.kms_regions import proxy_port
+from enclave.kms_transport import Dial
+from enclave.nsm import Nsm, NsmDevice
+from enclave.operations import Operations, Parts
+from enclave.server import MAX_CONNECTIONS, Server
+from mrgc.wire.addresses import PARENT_CID, VsockAddress, connect, listen
+
+PORT: Final = 5_000  #: docs/spec.md §6, AF_VSOCK.
+#: The roots that may vouch for KMS; beside the code, so that the image's measurement covers them.
+CA_FILE: Final = Path(__file__).resolve().with_name("kms-roots.pem")
+TICK_S: Final = 1.0  #: How late an overdue connection is cut, and an aged key zeroed.
+_ENTROPY_BYTES: Final = 256
+
+
+class Enclave:
+    """One boot of the enclave.
+
+    Args:
+        nsm: signs attestation documents.
+        dial: opens a stream towards a KMS host.
+        ca_file: PEM roots that may vouch for KMS.
+        limits: how long a peer may keep the enclave waiting.
+
+    Raises:
+        NsmError: no first attestation document could be made; without one there is neither a clock nor KMS.
+    """
+
+    def __init__(self, nsm: Nsm, dial: Dial, ca_file: str, *, limits: Limits | None = None) -> None:
+        counters = Counters()
+        self._attestation = Attestation(nsm, counters)
+        self._attestation.renew()
+        credentials = CredentialStore()
+        self._kms = KmsHandler(self._attestation, credentials, dial=dial, ca_file=ca_file)
+        self._data_keys = DataKeys(self._kms.unwrap, counters)
+        parts = Parts(self._attestation, credentials, self._kms, self._data_keys, counters)
+        self._server = Server(Operations(parts), counters, limits)
+        self._stopping = threading.Event()
+
+    def serve(self, listener: socket.socket) -> None:
+        """Serve until `stop`; the listener is closed and every key zeroed when this returns."""
+        threads = [
+            threading.Thread(target=self._attestation.keep_renewing, args=(self._stopping,), name="attestation"),
+            threading.Thread(target=self._keep_house, name="house"),
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            self._server.serve(listener)
+        finally:
+            self._stopping.set()
+            for thread in threads:
+                thread.join()
+            self._data_keys.close()
+            self._kms.close()
+
+    def stop(self) -> None:
+        """Make `serve` return; safe in a signal handler."""
+        self._server.stop()
+
+    def _keep_house(self) -> None:
+        while not self._stopping.wait(TICK_S):
+            self._server.cut_overdue()
+            self._data_keys.sweep()
+
+
+def build(nsm: Nsm, dial: Dial, ca_file: str) -> Enclave:
+    """Put an enclave together.
+
+    Args:
+        nsm: signs attestation documents.
+        dial: opens a stream towards a KMS host; TLS, with the host's name, happens above it.
+        ca_file: PEM roots that may vouch for KMS.
+
+    Raises:
+        NsmError: no first attestation document could be made.
+    """
+    return Enclave(nsm, dial, ca_file)
+
+
+def main() -> None:
+    """Serve on AF_VSOCK inside a Nitro Enclave until SIGTERM."""
+    harden()
+    nsm = NsmDevice()
+    _seed_kernel(nsm)
+    enclave = build(nsm, _dial_proxy, str(CA_FILE))
+
+    def stop(_signum: int, _frame: FrameType | None) -> None:
+        enclave.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    enclave.serve(listen(VsockAddress(socket.VMADDR_CID_ANY, PORT), backlog=MAX_CONNECTIONS))
+
+
+def _dial_proxy(host: str, timeout_s: float) -> socket.socket:
+    # The parent's vsock-proxy moves bytes to `host`; it sees TLS, and may cut, delay or misdirect it, no more.
+    return connect(VsockAddress(PARENT_CID, proxy_port(host)), timeout_s=timeout_s)
+
+
+def _seed_kernel(nsm: Nsm) -> None:
+    # An enclave has few sources of its own. Mixing in costs nothing where the kernel's nsm-hwrng did it already.
+    Path("/dev/urandom").write_bytes(nsm.random(_ENTROPY_BYTES))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Unwraps data keys with KMS, which releases them only to this enclave's measured image (docs/spec.md §7).
+
+The one operation is Decrypt with a Recipient: KMS checks the attestation document against the key's policy and answers
+encrypted to the document's RSA key. What comes back is believed only as far as docs/spec.md §7 allows; in particular
+an answer that carries a Plaintext came from something that ignores attestation, and is refused.
+
+Called by `enclave.data_keys`. May import: the standard library, boto3, botocore, enclave, mrgc.errors, mrgc.wire.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import boto3.session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from enclave import cms
+from enclave.attestation import Attestation
+from enclave.credentials import CredentialStore, signer_session
+from enclave.key_cache import WrappedKey, wipe
+from enclave.kms_regions import Endpoint, endpoint
+from enclave.kms_transport import READ_TIMEOUT_S, Dial, KmsTransport
+from mrgc.errors import AuthenticationError, KeyAccessError, KeyBusyError, MrgcError
+from mrgc.wire.sealed import DATA_KEY_BYTES
+
+if TYPE_CHECKING:
+    from mypy_boto3_kms import KMSClient
+
+CALL_DEADLINE_S: Final = 6.0  #: One Decrypt with its retries; below the 10 s that a batch waits for its keys.
+_ATTEMPTS: Final = 3
+_ALGORITHM: Final = "SYMMETRIC_DEFAULT"
+
+#: docs/spec.md §7. The wrapped key is not one of this key and context: as good as a forged tag.
+_AUTH_CODES: Final = frozenset({"InvalidCiphertextException", "IncorrectKeyException"})
+#: docs/spec.md §7: throttling, and credentials or signatures that are the fleet's fault and never the job's. A status
+#: of 500 and above counts as these.
+_BUSY_CODES: Final = frozenset(
+    {
+        "DependencyTimeoutException",
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "IncompleteSignature",
+        "IncompleteSignatureException",
+        "InvalidClientTokenId",
+        "InvalidSignatureException",
+        "KMSInternalException",
+        "KeyUnavailableException",
+        "LimitExceededException",
+        "MissingAuthenticationToken",
+        "MissingAuthenticationTokenException",
+        "RequestExpired",
+        "RequestLimitExceeded",
+        "SignatureDoesNotMatch",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+        "UnrecognizedClientException",
+    }
+)
+
+
+class KmsHandler:
+    """Calls Decrypt in the region of each key.
+
+    Args:
+        attestation: gives the document and the RSA key that answers are encrypted to.
+        credentials: what requests are signed with.
+        dial: opens a stream towards a KMS host.
+        ca_file: PEM roots that may vouch for KMS.
+    """
+
+    def __init__(self, attestation: Attestation, credentials: CredentialStore, *, dial: Dial, ca_file: str) -> None:
+        self._attestation = attestation
+        self._credentials = credentials
+        self._transport = KmsTransport(dial, ca_file)
+        self._lock = threading.Lock()
+        self._clients: dict[Endpoint, KMSClient] = {}
+        self._has_answered = True
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether unexpired credentials are held and the last call, if there was one, got an answer."""
+        return self._has_answered and self._credentials.are_valid(self._attestation.clock.now_s())
+
+    def unwrap(self, wrapped: WrappedKey) -> bytearray:
+        """Have KMS unwrap a data key for this enclave.
+
+        Returns:
+            32 bytes, in a buffer that its owner zeroes.
+
+        Raises:
+            AuthenticationError: KMS does not know the wrapped key under this ARN and context, or its answer is not
+                what docs/spec.md §7 accepts.
+            KeyAccessError: KMS refuses the key.
+            KeyBusyError: no answer now; never the job's fault.
+        """
+        where = endpoint(wrapped.key_arn)
+        if not self._credentials.are_valid(self._attestation.clock.now_s()):
+            raise KeyBusyError("no unexpired credentials are held")
+        document = self._attestation.kms_document()
+        client = self._client(where)
+        try:
+            with self._transport.deadline(CALL_DEADLINE_S):
+                answer = client.decrypt(
+                    KeyId=wrapped.key_arn,
+                    CiphertextBlob=wrapped.edk,
+                    EncryptionContext=dict(wrapped.context),
+                    EncryptionAlgorithm=_ALGORITHM,
+                    Recipient={"KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256", "AttestationDocument": document},
+                )
+        except (BotoCoreError, ClientError) as error:
+            self._has_answered = isinstance(error, ClientError)
+            raise kms_error(error) from error
+        self._has_answered = True
+        return self._open(answer, wrapped.key_arn)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._transport.close()
+
+    def _open(self, answer: Mapping[str, Any], key_arn: str) -> bytearray:
+        # An empty answer is what botocore makes of a body that is not JSON: absence never counts as success.
+        sealed_to_us = answer.get("CiphertextForRecipient")
+        if (
+            type(sealed_to_us) is not bytes
+            or answer.get("Plaintext")
+            or answer.get("KeyId") != key_arn
+            or answer.get("EncryptionAlgorithm") != _ALGORITHM
+        ):
+            raise AuthenticationError
+        key = cms.open_enveloped(sealed_to_us, private_key=self._attestation.private_key)
+        if len(key) != DATA_KEY_BYTES:
+            wipe(key)
+            raise AuthenticationError
+        return key
+
+    def _client(self, where: Endpoint) -> KMSClient:
+        with self._lock:
+            client = self._clients.get(where)
+            if client is None:
+                client = self._clients[where] = self._make_client(where)
+            return client
+
+    def _make_client(self, where: Endpoint) -> KMSClient:
+        options: dict[str, Any] = {
+            "ignore_configured_endpoint_urls": True,
+            "read_timeout": READ_TIMEOUT_S,
+            "retries": {"mode": "standard", "total_max_attempts": _ATTEMPTS},
+        }
+        session = boto3.session.Session(botocore_session=signer_session(self._credentials), region_name=where.region)
+        client: KMSClient = session.client("kms", endpoint_url=f"https://{where.host}", config=Config(**options))
+        send: Any = self._transport.sender(where.host)
+        client.meta.events.register("before-send.kms", send, unique_id="mrgc-kms-transport")
+        return client
+
+
+def kms_error(error: BotoCoreError | ClientError) -> MrgcError:
+    """Map what a KMS call raised to what its jobs are answered with: the one such table (docs/spec.md §7)."""
+    if isinstance(error, BotoCoreError):
+        # No answer: transport, deadline, a peer that is not KMS, or nothing to sign with.
+        return KeyBusyError("kms gave no answer")
+    code = error.response.get("Error", {}).get("Code", "")
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in _AUTH_CODES:
+        return AuthenticationError()
+    if code in _BUSY_CODES or status >= 500:
+        return KeyBusyError("kms cannot answer now")
+    return KeyAccessError("kms refuses the key")

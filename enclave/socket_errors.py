@@ -1,0 +1,34 @@
+"""Which errors may leave the enclave, and as what (docs/spec.md §6).
+
+Called by `enclave.batches` and `enclave.connection`. May import: the standard library, mrgc.errors.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mrgc.errors import InternalError, MrgcError
+
+#: The codes of docs/spec.md §6. Whatever has another one is the enclave's own affair.
+SOCKET_CODES: Final = frozenset(
+    {
+        "auth",
+        "bad_format",
+        "busy",
+        "expired",
+        "internal",
+        "key_access",
+        "key_busy",
+        "no_session",
+        "no_token",
+        "ticket",
+        "too_large",
+        "trust_floor",
+        "unsupported",
+    }
+)
+
+
+def socket_error(error: MrgcError) -> MrgcError:
+    """Return the error to answer with: `error` itself, or InternalError for one that stays inside."""
+    return error if error.code in SOCKET_CODES else InternalError("failure inside the enclave")
