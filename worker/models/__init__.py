@@ -1,0 +1,1 @@
+"""Models that an engine serves: verified folders, tokenisers and encoders in plain torch."""
