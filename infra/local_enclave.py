@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Final
 
 from enclave import enclave_app
+from enclave.hardening import harden
 from infra.local_nsm import LocalNsm, measure
 from mrgc.wire.addresses import listen, parse_address
 
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def dial(_host: str, timeout_s: float) -> socket.socket:
         return socket.create_connection(("127.0.0.1", options.kms_port), timeout=timeout_s)
 
+    harden()
     enclave = enclave_app.build(LocalNsm(options.nsm, pcrs()), dial, options.ca)
 
     def stop(_signum: int, _frame: FrameType | None) -> None:

@@ -3,15 +3,13 @@
 Each part is a process in a session of its own, so a terminal's Ctrl-C reaches the supervisor alone and parts end in
 its order. `pids.json` always names the living processes, for whoever wants to measure them or to kill them.
 
-May import: the standard library. Called by infra.local.
+May import: the standard library, structlog, mrgc.errors, infra.durable_file. Called by infra.local.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
-import logging
-import os
 import signal
 import subprocess
 import time
@@ -20,9 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import structlog
+
+from infra.durable_file import replace_file
 from mrgc.errors import ConfigError
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 FIRST_DELAY_S: Final = 0.1
 MAX_DELAY_S: Final = 5.0
@@ -112,7 +113,7 @@ class Supervisor:
             if life.restart_s is None:
                 delay_s = life.backoff.delay_s(now_s - life.started_s)
                 life.restart_s = now_s + delay_s
-                logger.warning("part died", extra={"part": name, "status": status, "delay_s": delay_s})
+                log.warning("part died", name=name, status=status, retry_s=delay_s)
             if now_s >= life.restart_s:
                 life.process, life.started_s, life.restart_s = self._spawn(self._parts[name]), now_s, None
                 self._publish()
@@ -127,7 +128,7 @@ class Supervisor:
             try:
                 process.wait(self._parts[name].stop_s)
             except subprocess.TimeoutExpired:
-                logger.warning("part killed", extra={"part": name})
+                log.warning("part killed", name=name)
                 process.kill()
                 process.wait()
         self._lives.clear()
@@ -148,15 +149,7 @@ class Supervisor:
 
     def _publish(self) -> None:
         pids = {name: life.process.pid for name, life in self._lives.items()}
-        write_atomically(self._directory / "pids.json", json.dumps(pids) + "\n")
-
-
-def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Replace a file so that a reader sees the old text or the new one, never a part of it."""
-    temporary = path.with_name(path.name + ".new")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
-        file.write(text)
-    temporary.replace(path)
+        replace_file(self._directory / "pids.json", json.dumps(pids).encode())
 
 
 def _end_with_supervisor() -> None:

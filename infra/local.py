@@ -1,0 +1,234 @@
+"""The whole system on one machine, with real parts: `python -m infra.local up --dir DIR`.
+
+Composition root of the one-machine mode: a Redis server, a local KMS that verifies attestation, the enclave as a
+process with a software NSM, the enclave agent, one engine and one Celery worker. It starts them, restarts those that
+die, and stops them on SIGINT or SIGTERM. Everything it writes lies below DIR.
+
+May import: everything. Only infra, tests and bench import it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import socket
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from infra import provision, redis_server, tiny_model
+from infra.durable_file import replace_file
+from infra.local_enclave import REPOSITORY
+from infra.local_nsm import create_pki
+from infra.provision import Stack
+from infra.supervisor import Part, Supervisor
+from mrgc.errors import ConfigError, MrgcError
+from mrgc.wire import enclave_protocol, frames
+from mrgc.wire.addresses import connect, parse_address
+from worker import logs
+
+START_S: Final = 90.0
+PROBE_S: Final = 5.0
+#: Longer than the intake's own drain (MRGC_DRAIN_S), so that a drain ends by itself.
+WORKER_STOP_S: Final = 30.0
+#: What every part may inherit; credentials and settings reach only those that need them.
+_INHERITED: Final = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONDONTWRITEBYTECODE", "LD_LIBRARY_PATH")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parser().parse_args(argv)
+    logs.configure("local")
+    stopping = threading.Event()
+
+    def stop(_signum: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        stack = _prepare(options)
+        run(stack, stopping)
+    except MrgcError as error:
+        print(f"infra.local: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(stack: Stack, stopping: threading.Event) -> None:
+    """Start every part, print `ready` when a job would be served, and keep them running until `stopping` is set.
+
+    Raises:
+        ConfigError: a part does not come up; its log says why.
+    """
+    supervisor = Supervisor(stack.directory, cwd=REPOSITORY)
+    try:
+        for part in (_redis(stack), _kms(stack)):
+            supervisor.start(part)
+        supervisor.wait_ready("redis", "kms", deadline_s=START_S, stopped=stopping.is_set)
+        provision.tenants(stack)
+        for part in (_enclave(stack), _agent(stack), _engine(stack), _worker(stack)):
+            supervisor.start(part)
+        supervisor.wait_ready("agent", "engine", "worker", deadline_s=START_S, stopped=stopping.is_set)
+        print("ready", flush=True)
+        while not stopping.wait(0.1):
+            supervisor.restart_dead()
+    finally:
+        supervisor.stop()
+
+
+def read_env(file: Path) -> dict[str, str]:
+    """Read the shell exports that `up` wrote to DIR/env or DIR/env.<tenant>."""
+    words = shlex.split(file.read_text(), comments=True)
+    return dict(word.split("=", 1) for word in words if word != "export")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m infra.local", description="mrgc on one machine, with real parts")
+    commands = parser.add_subparsers(required=True)
+    up = commands.add_parser(
+        "up", help="start everything in the foreground; `ready` on stdout when a job would be served"
+    )
+    up.add_argument(
+        "--dir", required=True, type=Path, help="where sockets, data, logs, env, catalog.json, pids.json go"
+    )
+    up.add_argument("--tenants", default="acme,globex", help="comma list of tenants to set up (default: %(default)s)")
+    up.add_argument("--models", type=Path, help="folder of model folders; default: a small seeded model made in DIR")
+    up.add_argument("--threads", type=int, default=0, help="CPU threads of the engine; 0 leaves torch's choice")
+    return parser
+
+
+def _prepare(options: argparse.Namespace) -> Stack:
+    directory: Path = options.dir.resolve()
+    for name in ("run", "results", "state"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    models: Path = options.models.resolve() if options.models else directory / "models"
+    if options.models is None:
+        tiny_model.build(models)
+    if not any(models.glob("*/manifest.json")):
+        raise ConfigError(f"--models {models} holds no model folder with a manifest.json")
+    if not (directory / "nsm" / "root.pem").exists():
+        create_pki(directory / "nsm")
+    tenants = tuple(options.tenants.split(","))
+    return Stack(directory, models, tenants, _ports(directory), options.threads)
+
+
+def _ports(directory: Path) -> dict[str, int]:
+    """Choose loopback ports at the first start; a restart in the same directory keeps them."""
+    file = directory / "ports.json"
+    if not file.exists():
+        probes = {name: socket.create_server(("127.0.0.1", 0)) for name in ("redis", "kms", "agent", "worker")}
+        ports = {name: probe.getsockname()[1] for name, probe in probes.items()}
+        for probe in probes.values():
+            probe.close()
+        replace_file(file, json.dumps(ports).encode())
+    loaded: dict[str, int] = json.loads(file.read_text())
+    return loaded
+
+
+def _env(**settings: str) -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return inherited | {"PYTHONUNBUFFERED": "1"} | settings
+
+
+def _redis(stack: Stack) -> Part:
+    command = redis_server.command(stack.directory / "redis", binary=None, port=stack.ports["redis"], fsync="always")
+    return Part("redis", tuple(command), _env(), lambda: _listens(stack.ports["redis"]))
+
+
+def _kms(stack: Stack) -> Part:
+    command = (sys.executable, "-m", "infra.local_kms", "--config", str(provision.kms_config(stack)))
+    return Part("kms", command, _env(), lambda: _listens(stack.ports["kms"]))
+
+
+def _enclave(stack: Stack) -> Part:
+    command = (
+        *(sys.executable, "-m", "infra.local_enclave"),
+        *("--listen", stack.enclave),
+        *("--nsm", str(stack.directory / "nsm")),
+        *("--kms-port", str(stack.ports["kms"])),
+        *("--ca", str(stack.kms_ca)),
+    )
+    return Part("enclave", command, _env(), lambda: _enclave_serves(stack.enclave))
+
+
+def _agent(stack: Stack) -> Part:
+    env = _env(
+        MRGC_ENCLAVE=stack.enclave,
+        MRGC_TOKEN_FILE=str(stack.token_file),
+        MRGC_AGENT_HTTP=f"127.0.0.1:{stack.ports['agent']}",
+        **provision.service_credentials(stack),
+    )
+    command = (sys.executable, "-m", "worker.enclave_agent")
+    return Part("agent", command, env, lambda: _enclave_serves(stack.enclave))
+
+
+def _engine(stack: Stack) -> Part:
+    env = _env(
+        MRGC_ENGINE=stack.engine,
+        MRGC_ENCLAVE=stack.enclave,
+        MRGC_TOKEN_FILE=str(stack.token_file),
+        MRGC_MODELS=str(stack.models),
+        MRGC_THREADS=str(stack.threads),
+    )
+    return Part("engine", (sys.executable, "-m", "worker.engine"), env, lambda: _accepts(stack.engine), stop_s=20.0)
+
+
+def _worker(stack: Stack) -> Part:
+    env = _env(
+        MRGC_QUEUE_URL=stack.queue_url,
+        MRGC_BROKER_URL=f"redis://127.0.0.1:{stack.ports['redis']}/1",
+        MRGC_RESULTS_URL=stack.results_url,
+        MRGC_REGISTRY=str(stack.registry),
+        MRGC_ENGINES=stack.engine,
+        MRGC_WORKER_HTTP=f"127.0.0.1:{stack.ports['worker']}",
+    )
+    command = (
+        *(sys.executable, "-m", "celery", "-A", "tasks", "worker"),
+        *("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "WARNING"),
+    )
+    ready = f"http://127.0.0.1:{stack.ports['worker']}/readyz"
+    return Part("worker", command, env, lambda: _answers(ready), stop_s=WORKER_STOP_S)
+
+
+def _listens(port: int) -> bool:
+    return _succeeds(lambda: socket.create_connection(("127.0.0.1", port), timeout=PROBE_S).close())
+
+
+def _accepts(address: str) -> bool:
+    return _succeeds(lambda: connect(parse_address(address), timeout_s=PROBE_S).close())
+
+
+def _answers(url: str) -> bool:
+    # The URL is built above from a loopback port; no other scheme can reach this line.
+    return _succeeds(lambda: urllib.request.urlopen(url, timeout=PROBE_S).close())  # noqa: S310
+
+
+def _enclave_serves(address: str) -> bool:
+    try:
+        with connect(parse_address(address), timeout_s=PROBE_S) as sock:
+            frames.send(sock, enclave_protocol.plain_request(0, enclave_protocol.Op.HEALTH))
+            health = enclave_protocol.parse_health(frames.recv(sock))
+    except (OSError, MrgcError):
+        return False
+    return health.hello and health.attestation_ready and health.kms_ready
+
+
+def _succeeds(probe: Callable[[], None]) -> bool:
+    try:
+        probe()
+    except (OSError, urllib.error.URLError):
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

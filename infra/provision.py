@@ -1,0 +1,217 @@
+"""What an operator and two tenants would set up by hand, done for the one-machine stack.
+
+KMS principals and keys with their policies, the registry of tenants, and the files that a person or a test reads:
+DIR/env (first tenant), DIR/env.<tenant> and DIR/catalog.json. Idempotent: a restart in the same directory finds its
+keys and credentials again.
+
+Called by infra.local. May import: the standard library, boto3, mrgc, infra.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import boto3
+from botocore.config import Config
+from mrgc.policy import key_policy
+
+from infra.durable_file import replace_file
+from infra.kms_config import KmsConfig, Principal, write_config
+from infra.local_enclave import pcrs
+
+REGION: Final = "eu-west-1"
+SERVICE_ROLE: Final = "arn:aws:iam::111122223333:role/mrgc-worker"
+_TENANT_ACCOUNT: Final = "444455556666"
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Where everything of one one-machine stack lies."""
+
+    directory: Path
+    models: Path
+    tenants: tuple[str, ...]
+    #: Loopback ports of redis, kms, agent and worker.
+    ports: dict[str, int]
+    #: CPU threads of the engine; 0 leaves torch's choice.
+    threads: int
+
+    @property
+    def enclave(self) -> str:
+        """Address of the enclave socket."""
+        return f"unix:{self.directory}/run/enclave.sock"
+
+    @property
+    def engine(self) -> str:
+        """Address of the engine socket."""
+        return f"unix:{self.directory}/run/engine.sock"
+
+    @property
+    def token_file(self) -> Path:
+        """The enclave token, for the agent to write and the engine to read."""
+        return self.directory / "run" / "token"
+
+    @property
+    def queue_url(self) -> str:
+        """Redis database of the tenants' streams."""
+        return f"redis://127.0.0.1:{self.ports['redis']}/0"
+
+    @property
+    def results_url(self) -> str:
+        """Prefix of result objects."""
+        return f"file://{self.directory}/results/"
+
+    @property
+    def registry(self) -> Path:
+        """The registry of tenants."""
+        return self.directory / "tenants.toml"
+
+    @property
+    def kms_ca(self) -> Path:
+        """CA of the local KMS, written by it at its first start."""
+        return self.directory / "kms" / "ca.pem"
+
+    @property
+    def kms_endpoint(self) -> str:
+        """Where tenants reach the local KMS."""
+        return f"https://127.0.0.1:{self.ports['kms']}"
+
+
+def kms_config(stack: Stack) -> Path:
+    """Write the local KMS's configuration, with one principal per tenant and one for the service."""
+    holders = {each["access_key"]: Principal(each["arn"], each["secret"]) for each in _credentials(stack).values()}
+    (stack.directory / "kms").mkdir(exist_ok=True)
+    config = KmsConfig(
+        state=stack.directory / "kms",
+        nsm_root=stack.directory / "nsm" / "root.pem",
+        principals=holders,
+        regions=(REGION,),
+        port=stack.ports["kms"],
+    )
+    path = stack.directory / "kms.json"
+    write_config(path, config)
+    return path
+
+
+def service_credentials(stack: Stack) -> dict[str, str]:
+    """Credentials of the service's role, as boto3's default chain reads them from an environment."""
+    return _aws_env(_credentials(stack)["service"])
+
+
+def tenants(stack: Stack) -> None:
+    """Create each tenant's key and write registry, env files and catalog. Needs the local KMS to be up."""
+    measurement = pcrs()[0]
+    keys_file = stack.directory / "keys.json"
+    keys: dict[str, str] = json.loads(keys_file.read_text()) if keys_file.exists() else {}
+    for tenant in stack.tenants:
+        if tenant not in keys:
+            keys[tenant] = create_key(stack, tenant, measurement)
+            replace_file(keys_file, json.dumps(keys).encode())
+        put_policy(stack, tenant, keys[tenant], measurement)
+    replace_file(stack.registry, _registry(stack, keys).encode())
+    for tenant in stack.tenants:
+        replace_file(stack.directory / f"env.{tenant}", _exports(stack, tenant, keys[tenant]).encode())
+    replace_file(stack.directory / "env", _exports(stack, stack.tenants[0], keys[stack.tenants[0]]).encode())
+    catalog = {"models": _models(stack), "pcr0": measurement.hex()}
+    replace_file(stack.directory / "catalog.json", json.dumps(catalog, indent=1).encode())
+
+
+def kms(stack: Stack, who: str) -> Any:
+    """Return a KMS client that signs as a tenant, or as `service`."""
+    holder = _credentials(stack)[who]
+    return boto3.client(
+        "kms",
+        region_name=REGION,
+        endpoint_url=stack.kms_endpoint,
+        verify=str(stack.kms_ca),
+        aws_access_key_id=holder["access_key"],
+        aws_secret_access_key=holder["secret"],
+        config=Config(retries={"mode": "standard", "total_max_attempts": 3}, connect_timeout=5, read_timeout=10),
+    )
+
+
+def create_key(stack: Stack, tenant: str, measurement: bytes) -> str:
+    """Create a key of `tenant` that only an enclave with this PCR0 may use, and return its ARN."""
+    policy = _policy(stack, tenant, measurement)
+    created = kms(stack, tenant).create_key(Policy=json.dumps(policy), Description=f"mrgc tenant {tenant}")
+    arn: str = created["KeyMetadata"]["Arn"]
+    return arn
+
+
+def put_policy(stack: Stack, tenant: str, key_arn: str, measurement: bytes) -> None:
+    """Make the key's policy demand this PCR0: the code may have changed since the key was made."""
+    policy = _policy(stack, tenant, measurement)
+    kms(stack, tenant).put_key_policy(KeyId=key_arn, PolicyName="default", Policy=json.dumps(policy))
+
+
+def _policy(stack: Stack, tenant: str, measurement: bytes) -> dict[str, Any]:
+    return key_policy(
+        tenant=tenant,
+        tenant_principal=_credentials(stack)[tenant]["arn"],
+        service_role=SERVICE_ROLE,
+        pcr0=measurement,
+    )
+
+
+def _credentials(stack: Stack) -> dict[str, dict[str, str]]:
+    file = stack.directory / "principals.json"
+    known: dict[str, dict[str, str]] = json.loads(file.read_text()) if file.exists() else {}
+    arns = {"service": SERVICE_ROLE} | {
+        tenant: f"arn:aws:iam::{_TENANT_ACCOUNT}:role/{tenant}" for tenant in stack.tenants
+    }
+    missing = {
+        name: {"arn": arn, "access_key": f"AKIA{secrets.token_hex(8).upper()}", "secret": secrets.token_urlsafe(30)}
+        for name, arn in arns.items()
+        if name not in known
+    }
+    if missing:
+        known |= missing
+        replace_file(file, json.dumps(known, indent=1).encode())
+    return known
+
+
+def _aws_env(holder: dict[str, str]) -> dict[str, str]:
+    return {
+        "AWS_ACCESS_KEY_ID": holder["access_key"],
+        "AWS_SECRET_ACCESS_KEY": holder["secret"],
+        "AWS_DEFAULT_REGION": REGION,
+    }
+
+
+def _exports(stack: Stack, tenant: str, key_arn: str) -> str:
+    settings = {
+        "MRGC_TENANT": tenant,
+        "MRGC_KEY_ARN": key_arn,
+        "MRGC_QUEUE_URL": stack.queue_url,
+        "MRGC_RESULTS_URL": stack.results_url,
+        "MRGC_MODEL": _models(stack)[0]["name"],
+        "MRGC_STATE": str(stack.directory / "state" / tenant),
+        "MRGC_ENCLAVE": stack.enclave,
+        "AWS_ENDPOINT_URL_KMS": stack.kms_endpoint,
+        "AWS_CA_BUNDLE": str(stack.kms_ca),
+        **_aws_env(_credentials(stack)[tenant]),
+    }
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items())
+
+
+def _registry(stack: Stack, keys: dict[str, str]) -> str:
+    models = json.dumps([model["name"] for model in _models(stack)])
+    return "\n".join(
+        f"[tenants.{tenant}]\nweight = 1\nkey_arns = {json.dumps([keys[tenant]])}\nmodels = {models}\n"
+        for tenant in stack.tenants
+    )
+
+
+def _models(stack: Stack) -> list[dict[str, Any]]:
+    found = []
+    for path in sorted(stack.models.glob("*/manifest.json")):
+        manifest = json.loads(path.read_bytes())
+        shown = {name: manifest[name] for name in ("name", "dimensions", "max_tokens")}
+        found.append(shown | {"digest": hashlib.sha256(path.read_bytes()).hexdigest()})
+    return found
