@@ -51,7 +51,7 @@ def events(stack: RunningStack) -> Iterator[list[str]]:
 def plant(client: Client) -> tuple[bytes, list[SubmittedJob]]:
     """Send jobs whose every text holds one canary, and open their results."""
     canary = f"canary {secrets.token_hex(16)}"
-    jobs = list(client.submit_many([[f"{canary} number {index}", canary]] for index in range(JOBS)))
+    jobs = list(client.submit_many([f"{canary} number {index}", canary] for index in range(JOBS)))
     outcomes = list(client.wait(jobs, timeout_s=SERVE_S))
     assert {outcome.state for outcome in outcomes} == {"ok"}
     return canary.encode(), jobs

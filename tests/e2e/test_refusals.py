@@ -144,7 +144,7 @@ def test_a_queue_entry_that_is_no_sealed_job_is_dead_lettered_with_a_reason(stac
     before = len(stack.dead_letters("acme"))
     celery_message = json.dumps({"body": "gAJ9cQAu", "headers": {"task": "celery.starmap"}, "properties": 5}).encode()
     for fields in ({b"job": b"not a sealed job"}, {b"other": b"x"}, {b"job": celery_message}, {b"ref": b"\xff"}):
-        stack.redis.xadd("q:acme", fields)  # type: ignore[arg-type]
+        stack.redis.xadd("q:acme", fields)
     until(lambda: len(stack.dead_letters("acme")) == before + 4, within_s=SERVE_S, what="four dead letters")
     assert {letter["reason"] for letter in stack.dead_letters("acme")[before:]} == {"bad_format"}
     stack.ensure_a_good_job_succeeds()
