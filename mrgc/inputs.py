@@ -15,9 +15,10 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
+from typing import BinaryIO, Final, NamedTuple
 
 from mrgc.errors import FormatError, InputFileError
+from mrgc.wire import strict_json
 from mrgc.wire.headers import MAX_ITEMS
 from mrgc.wire.sealed import MAX_BODY_BYTES
 
@@ -26,6 +27,7 @@ DEFAULT_ITEMS_PER_JOB: Final = 16
 #: with the longest legal header. A single longer text still becomes a job.
 GROUP_BYTES: Final = 500_000
 MAX_LINE_BYTES: Final = MAX_BODY_BYTES  #: A longer line could not become a payload; rejects before parsing.
+_MAX_LINE_VALUES: Final = MAX_ITEMS + 8
 #: Names, brackets and parameters around the texts of a payload.
 _PAYLOAD_FRAME_BYTES: Final = 256
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -121,13 +123,16 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def _text_line(line: bytes) -> tuple[list[str], bool]:
-    text = _utf8(line)
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"not utf-8 at byte {error.start + 1}") from None
     return ([text] if text.strip() else []), False
 
 
 def _json_line(line: bytes) -> tuple[list[str], bool]:
     """Return the texts of a line, and whether they are a job of their own."""
-    value = _strict_json(_utf8(line))
+    value = strict_json.parse(line, max_values=_MAX_LINE_VALUES)
     if isinstance(value, str):
         return [value], False
     if isinstance(value, dict) and set(value) == {"text"} and isinstance(value["text"], str):
@@ -151,31 +156,3 @@ def _payload_bytes(texts: Sequence[str]) -> int:
     if size_bytes > MAX_BODY_BYTES - _PAYLOAD_FRAME_BYTES:
         raise FormatError(f"texts are too long for one payload of {MAX_BODY_BYTES} bytes")
     return size_bytes
-
-
-def _utf8(line: bytes) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        raise FormatError(f"not utf-8 at byte {error.start + 1}") from None
-
-
-def _strict_json(text: str) -> Any:
-    """Parse JSON as docs/spec.md §0 wants it: no duplicate names, no NaN or Infinity."""
-    try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise FormatError(f"not json at character {error.pos + 1}: {error.msg.lower()}") from None
-    except (ValueError, RecursionError):  # a number of over 4,300 digits; nesting beyond Python's stack
-        raise FormatError("json holds a number too long, or is nested too deeply") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise FormatError("json object has a name twice")
-    return members
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise FormatError(f"{name} is not json")

@@ -8,7 +8,6 @@ Called by `mrgc.client`. May import: the standard library, mrgc.errors, mrgc.sub
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 from mrgc.errors import AuthenticationError, FormatError, ResultRefused
 from mrgc.submitted import SubmittedJob
-from mrgc.wire import sealed
+from mrgc.wire import sealed, strict_json
 from mrgc.wire.headers import ResultHeader
 from mrgc.wire.sealed import MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_TRAILER_BYTES, SealedResult
 from mrgc.wire.strict_cbor import Buffer
@@ -24,6 +23,8 @@ from mrgc.wire.strict_cbor import Buffer
 #: Longest sealed result: prefix, header, body, tag, trailer (docs/spec.md §1).
 MAX_RESULT_BYTES: Final = 12 + MAX_HEADER_BYTES + MAX_BODY_BYTES + 16 + MAX_TRAILER_BYTES
 MAX_HINT_BYTES: Final = 64  #: A hint holds one code, ASCII.
+#: What a JSON body can hold at four characters (`0.1,`) a value; bounds what parsing it allocates.
+MAX_RESULT_VALUES: Final = MAX_BODY_BYTES // 4
 _CODE: Final = re.compile(rb"[a-z][a-z0-9_]{0,63}")
 
 
@@ -50,8 +51,8 @@ class OpenedResult:
             ResultRefused: the body is not JSON, whatever its type says.
         """
         try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError):
+            return strict_json.parse(self.body, max_values=MAX_RESULT_VALUES)
+        except FormatError:
             raise ResultRefused(f"the result of job {self.job.id} is authentic, but its body is not json") from None
 
     @property
