@@ -9,7 +9,8 @@ Called by `enclave.operations`. May import: the standard library, enclave, mrgc.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from enclave.attestation import Clock
@@ -36,8 +37,6 @@ from mrgc.wire.strict_cbor import Buffer
 
 #: What the bodies of one answer may take. An outcome takes about 100 bytes of the header, 1,024 of them a tenth of it.
 MAX_ANSWER_BODY_BYTES: Final = frames.MAX_FRAME_BYTES - frames.MAX_HEADER_BYTES
-
-Keys = dict[WrappedKey, DataKey]
 
 
 class Batches:
@@ -67,11 +66,8 @@ class Batches:
         now_s = self._clock.now_s()
         room = _Room()
         jobs = [_admit(blob, now_s, room) for blob in enclave_protocol.parse_open_batch(frame)]
-        keys = self._keys(job.header for job in jobs if isinstance(job, SealedJob))
-        try:
-            outcomes = [self._open_one(job, keys, now_s) if isinstance(job, SealedJob) else job for job in jobs]
-        finally:
-            _wipe_all(keys)
+        with self._keys(job.header for job in jobs if isinstance(job, SealedJob)) as keys:
+            outcomes = [self._open_one(job, next(keys), now_s) if isinstance(job, SealedJob) else job for job in jobs]
         self._count(outcomes, open_batches=1, jobs_opened=sum(isinstance(o, Opened) for o in outcomes))
         return enclave_protocol.open_batch_response(frame.id, outcomes)
 
@@ -85,19 +81,15 @@ class Batches:
         room = _Room()
         requests = enclave_protocol.parse_seal_batch(frame)
         headers = [self._authentic_header(request, now_s) for request in requests]
-        keys = self._keys(header for header in headers if isinstance(header, JobHeader))
-        try:
+        with self._keys(header for header in headers if isinstance(header, JobHeader)) as keys:
             outcomes = [
-                _seal_one(request, header, keys, int(now_s), room) if isinstance(header, JobHeader) else header
+                _seal_one(request, header, next(keys), int(now_s), room) if isinstance(header, JobHeader) else header
                 for request, header in zip(requests, headers, strict=True)
             ]
-        finally:
-            _wipe_all(keys)
         self._count(outcomes, seal_batches=1, results_sealed=sum(isinstance(o, bytes) for o in outcomes))
         return enclave_protocol.seal_batch_response(frame.id, outcomes)
 
-    def _open_one(self, job: SealedJob, keys: Keys, now_s: float) -> Opened | MrgcError:
-        key = keys[_wrapped_key(job.header)]
+    def _open_one(self, job: SealedJob, key: DataKey, now_s: float) -> Opened | MrgcError:
         if isinstance(key, MrgcError):
             return socket_error(key)
         try:
@@ -114,11 +106,19 @@ class Batches:
         except MrgcError as error:
             return socket_error(error)
 
-    def _keys(self, headers: Iterable[JobHeader]) -> Keys:
+    @contextmanager
+    def _keys(self, headers: Iterable[JobHeader]) -> Iterator[Iterator[DataKey]]:
+        """Give the key, or the refusal, of each header in order, and zero the keys afterwards."""
+        wanted = [_wrapped_key(header) for header in headers]
         # A batch has few keys: one look-up for each of them, not for each job.
-        uses = Counter(_wrapped_key(header) for header in headers)
-        obtained = self._data_keys.obtain([KeyWish(wrapped, count) for wrapped, count in uses.items()])
-        return dict(zip(uses, obtained, strict=True))
+        wishes = [KeyWish(wrapped, uses) for wrapped, uses in Counter(wanted).items()]
+        obtained = {wish.wrapped: key for wish, key in zip(wishes, self._data_keys.obtain(wishes), strict=True)}
+        try:
+            yield map(obtained.__getitem__, wanted)
+        finally:
+            for key in obtained.values():
+                if isinstance(key, bytearray):
+                    wipe(key)
 
     def _count(self, outcomes: Sequence[object], **amounts: int) -> None:
         refusals = Counter(f"jobs_refused_{o.code}" for o in outcomes if isinstance(o, MrgcError))
@@ -158,8 +158,7 @@ def _ensure_servable(header: JobHeader) -> None:
         raise UnsupportedError("receipts are not made")
 
 
-def _seal_one(result: SealRequest, header: JobHeader, keys: Keys, created: int, room: _Room) -> bytes | MrgcError:
-    key = keys[_wrapped_key(header)]
+def _seal_one(result: SealRequest, header: JobHeader, key: DataKey, created: int, room: _Room) -> bytes | MrgcError:
     if isinstance(key, MrgcError):
         return socket_error(key)
     draft = ResultDraft(
@@ -186,9 +185,3 @@ def _seal_one(result: SealRequest, header: JobHeader, keys: Keys, created: int, 
 def _wrapped_key(header: JobHeader) -> WrappedKey:
     # The header was in canonical form, so equal contexts have equal order.
     return WrappedKey(header.tenant, header.key_arn, header.edk, tuple(header.context.items()))
-
-
-def _wipe_all(keys: Keys) -> None:
-    for key in keys.values():
-        if isinstance(key, bytearray):
-            wipe(key)
