@@ -57,16 +57,15 @@ class OpenedResult:
 
     @property
     def failure(self) -> str:
-        """The code of a failed result's body, `{"errors": [{"code": …}]}`; empty for other results.
+        """The first code in a failed result's body, `{"errors": [{"code": …}]}`; empty for other results.
 
-        Raises:
-            ResultRefused: the body of a failed result has another shape.
+        `unknown` where the body has another shape: it is what the service's host said, and only shown.
         """
         if self.status != "failed":
             return ""
         try:
             code = self.json()["errors"][0]["code"].encode("ascii")
-        except (LookupError, TypeError, AttributeError, UnicodeEncodeError):
+        except (ResultRefused, LookupError, TypeError, AttributeError, UnicodeEncodeError):
             code = b""
         return _bounded_code(code) or "unknown"
 
