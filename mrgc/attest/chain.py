@@ -81,6 +81,8 @@ def verify_chain(cabundle: Sequence[bytes], certificate: bytes, *, root: Root, a
     """
     if cabundle[0] != root.der:
         raise UntrustedChain("the chain does not begin at the pinned root")
+    if len({*cabundle, certificate}) != len(cabundle) + 1:  # RFC 5280 §6.1
+        raise UntrustedChain("a certificate is in the chain twice")
     try:
         # The anchor is the caller's copy, not the sender's.
         chain = [x509.load_der_x509_certificate(der) for der in (root.der, *cabundle[1:], certificate)]
@@ -92,8 +94,13 @@ def verify_chain(cabundle: Sequence[bytes], certificate: bytes, *, root: Root, a
         return _leaf(chain[-1])
     except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError) as err:
         raise UntrustedChain("a certificate is malformed, or not issued by the one before it") from err
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.InvalidVersion) as err:
-        raise UntrustedChain("a certificate lacks an extension, or has one twice") from err
+    except (
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+        x509.InvalidVersion,
+        x509.UnsupportedGeneralNameType,
+    ) as err:
+        raise UntrustedChain("a certificate lacks an extension, or has one that cannot be read") from err
 
 
 def _ensure_profile(certificate: x509.Certificate, at: datetime) -> None:
