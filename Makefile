@@ -44,7 +44,7 @@ models: $(STAMP) ## Lay out the pinned embedding model in .cache/models
 	@$(BIN)/python -m worker.models.fetch_minilm --to $(MODELS)
 
 demo: models ## Run the main job on real texts, end to end; FILE=my.txt for your own
-	@$(BIN)/python -m infra.demo $(if $(FILE),--file "$(FILE)")
+	@$(BIN)/python -m infra.demo --models $(MODELS) $(if $(FILE),--file "$(FILE)")
 
 test: models ## Run the whole test suite
 	@$(BIN)/python -m pytest
