@@ -35,8 +35,9 @@ from mrgc.wire.sealed import (
 )
 from mrgc.wire.strict_cbor import Buffer
 
-#: What the bodies of one answer may take. An outcome takes about 100 bytes of the header, 1,024 of them a tenth of it.
-MAX_ANSWER_BODY_BYTES: Final = frames.MAX_FRAME_BYTES - frames.MAX_HEADER_BYTES
+MAX_ANSWER_BYTES: Final = frames.MAX_FRAME_BYTES
+MAX_OUTCOME_BYTES: Final = 128  #: Of one job in an answer's header: at most 100 for its outcome, 5 for its size.
+MAX_OUTCOMES_BYTES: Final = 256  #: Of the rest of an answer's header, and its lengths.
 
 
 class Batches:
@@ -64,8 +65,9 @@ class Batches:
             FormatError: the request itself breaks docs/spec.md §6.
         """
         now_s = self._clock.now_s()
-        room = _Room()
-        jobs = [_admit(blob, now_s, room) for blob in enclave_protocol.parse_open_batch(frame)]
+        blobs = enclave_protocol.parse_open_batch(frame)
+        room = _Room(len(blobs))
+        jobs = [_admit(blob, now_s, room) for blob in blobs]
         with self._keys(job.header for job in jobs if isinstance(job, SealedJob)) as keys:
             outcomes = [self._open_one(job, next(keys), now_s) if isinstance(job, SealedJob) else job for job in jobs]
         self._count(outcomes, open_batches=1, jobs_opened=sum(isinstance(o, Opened) for o in outcomes))
@@ -78,8 +80,8 @@ class Batches:
             FormatError: the request itself breaks docs/spec.md §6.
         """
         now_s = self._clock.now_s()
-        room = _Room()
         requests = enclave_protocol.parse_seal_batch(frame)
+        room = _Room(len(requests))
         headers = [self._authentic_header(request, now_s) for request in requests]
         with self._keys(header for header in headers if isinstance(header, JobHeader)) as keys:
             outcomes = [
@@ -126,10 +128,10 @@ class Batches:
 
 
 class _Room:
-    """What is left of an answer's bodies."""
+    """What an answer's frame has left for bodies."""
 
-    def __init__(self) -> None:
-        self._left = MAX_ANSWER_BODY_BYTES
+    def __init__(self, jobs: int) -> None:
+        self._left = MAX_ANSWER_BYTES - MAX_OUTCOMES_BYTES - jobs * MAX_OUTCOME_BYTES
 
     def take(self, count: int) -> None:
         """Reserve `count` bytes. Raises TooLargeError when the answer would not fit its frame."""
