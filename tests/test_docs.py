@@ -168,3 +168,17 @@ def test_the_changelog_puts_security_first() -> None:
     for release in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1:]:
         sections = re.findall(r"^### (\w+)$", release, re.MULTILINE)
         assert sections == sorted(sections, key=order.index)
+
+
+def test_the_layout_names_files_that_exist() -> None:
+    """Each file that docs/architecture.md §2 names lies somewhere in the folder it is listed under."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    layout = text.split("## 2. Layout")[1].split("```")[1]
+    folder = ""
+    missing = set()
+    for line in layout.splitlines()[1:]:
+        if not line.startswith(" "):
+            folder = found[1] if (found := re.match(r"(\w+)/ {2,}", line)) else ""
+        there = {path.name for path in ((ROOT / folder).rglob("*.py") if folder else ROOT.glob("*.py"))}
+        missing |= {f"{folder}/{name}" for name in re.findall(r"\b[a-z_]+\.py\b", line) if name not in there}
+    assert missing == set()

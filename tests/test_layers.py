@@ -37,6 +37,7 @@ ALLOWED: Final[dict[str, frozenset[str]]] = {
     ),
     # rule 3
     "worker*": HOST,
+    "worker.agent_metrics": HOST | {"prometheus_client"},
     "worker.metrics": HOST | {"prometheus_client"},
     "worker.sources.redis_streams": HOST | {"redis"},
     "worker.enclave_agent": HOST | {"boto3", "botocore", "prometheus_client"},
