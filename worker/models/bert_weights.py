@@ -3,7 +3,7 @@
 Nothing is allocated for a tensor before its shape is compared with what the configuration implies, and the
 configuration itself is bounded. Formats other than safetensors are not read at all.
 
-May import: the standard library, torch, safetensors, mrgc.errors, worker.strict_json. Called by worker.models.
+May import: the standard library, torch, safetensors, mrgc.errors, mrgc.wire. Called by worker.models.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mrgc.errors import ConfigError, FormatError
-from worker import strict_json
+from mrgc.wire import strict_json
 
 ARCHITECTURE: Final = "BertModel"
 #: Tensors that checkpoints carry and an encoder with mean pooling has no use for.

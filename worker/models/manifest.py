@@ -4,7 +4,7 @@ A folder holds `manifest.json` and exactly the files it names. The digest that g
 SHA-256 of the manifest's bytes, so it fixes the weights, the tokeniser and the configuration at once.
 Nothing in a folder is ever executed: only data formats are accepted, by suffix and by first bytes.
 
-May import: the standard library, mrgc.errors, mrgc.wire, worker.strict_json. Called by worker.models.registry and
+May import: the standard library, mrgc.errors, mrgc.wire, mrgc.wire. Called by worker.models.registry and
 by the modules that write model folders.
 """
 
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mrgc.errors import ConfigError, FormatError
+from mrgc.wire import strict_json
 from mrgc.wire.headers import MODEL
-from worker import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

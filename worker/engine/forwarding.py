@@ -1,0 +1,59 @@
+"""Second stage: one token batch through a model, each row's outcome into its job.
+
+May import: the standard library, numpy, mrgc.errors, worker.engine.jobs, worker.models.base. Called by
+worker.engine.pipeline.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrgc.errors import DeviceOutOfMemory, ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from worker.engine.jobs import Batch, Row
+    from worker.models.base import Model
+
+
+def forward(model: Model, rows: Sequence[Row]) -> list[Batch]:
+    """Run rows and zero their ids.
+
+    A batch that does not fit the device is run in halves; a row that does not fit alone fails alone.
+
+    Returns:
+        The job batches of which no row is left.
+    """
+    _run(model, rows)
+    finished = []
+    for row in rows:
+        row.ids.fill(0)
+        row.batch.pending_rows -= 1
+        if row.batch.pending_rows == 0:
+            finished.append(row.batch)
+    return finished
+
+
+def _run(model: Model, rows: Sequence[Row]) -> None:
+    try:
+        embeddings = model.forward([row.ids for row in rows])
+    except DeviceOutOfMemory as error:
+        if len(rows) == 1:
+            rows[0].job.errors[rows[0].place] = error
+            return
+        middle = len(rows) // 2
+        _run(model, rows[:middle])
+        _run(model, rows[middle:])
+        return
+    is_finite: NDArray[np.bool_] = np.all(np.isfinite(embeddings), axis=1)
+    for row, embedding, is_sound in zip(rows, embeddings, is_finite, strict=True):
+        if is_sound:
+            row.job.embeddings[row.place] = embedding
+        else:
+            # Neither JSON nor a tenant has a use for NaN.
+            row.job.errors[row.place] = ModelError("model did not compute a finite embedding")
+    embeddings.fill(0)

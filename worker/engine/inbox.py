@@ -1,0 +1,52 @@
+"""Where tokenised rows wait for the device: a packer that two threads share.
+
+May import: the standard library, worker.engine.packer. Called by worker.engine.pipeline.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from worker.engine.packer import Packer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from worker.engine.jobs import Row
+    from worker.models.base import Model
+
+
+class Inbox:
+    """Rows from the open stage to the forward stage, bounded in tokens.
+
+    Args:
+        budget_tokens: most tokens of one token batch.
+    """
+
+    def __init__(self, budget_tokens: int) -> None:
+        self._packer: Packer[Model, Row] = Packer(budget_tokens)
+        self._changed = threading.Condition()
+        self._is_closed = False
+
+    def put(self, rows: Mapping[Model, Sequence[Row]]) -> None:
+        """Add rows; wait while two token batches are waiting already."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._packer.is_full)
+            for model, of_model in rows.items():
+                self._packer.add(model, [(row, len(row.ids)) for row in of_model])
+            self._changed.notify_all()
+
+    def take(self) -> tuple[Model, list[Row]] | None:
+        """Wait for rows and take a token batch; None once the inbox is closed and empty."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._packer.waiting_tokens > 0 or self._is_closed)
+            batch = self._packer.next_batch()
+            self._changed.notify_all()
+            return batch
+
+    def close(self) -> None:
+        """Announce that nothing more will be put."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()

@@ -1,0 +1,65 @@
+"""Which rows go through the next forward pass: first come, first served, up to a budget of tokens.
+
+Pure policy without clocks, locks or tensors; `worker.engine.pipeline` asks it. Packed batches have no padding, so
+arrival order costs nothing and nobody waits for texts of a fitting length. There is no wait timer either: what is
+there when the device becomes free goes, and more gathers meanwhile.
+
+May import: the standard library.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+M = TypeVar("M")
+R = TypeVar("R")
+
+
+class Packer(Generic[M, R]):
+    """Rows waiting for a device, in order of arrival.
+
+    Args:
+        budget_tokens: most tokens of one batch; a single row over it goes alone.
+    """
+
+    def __init__(self, budget_tokens: int) -> None:
+        self._budget_tokens = budget_tokens
+        self._waiting: deque[tuple[M, R, int]] = deque()
+        self._waiting_tokens = 0
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of all rows that wait."""
+        return self._waiting_tokens
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a whole batch waits beyond the one being filled: then whoever adds rows should pause."""
+        return self._waiting_tokens >= 2 * self._budget_tokens
+
+    def add(self, model: M, rows: Sequence[tuple[R, int]]) -> None:
+        """Append rows, each with its number of tokens, for `model`."""
+        for row, tokens in rows:
+            self._waiting.append((model, row, tokens))
+            self._waiting_tokens += tokens
+
+    def next_batch(self) -> tuple[M, list[R]] | None:
+        """Take the longest prefix of one model that fits the budget, at least one row; None if nothing waits."""
+        if not self._waiting:
+            return None
+        model = self._waiting[0][0]
+        batch: list[R] = []
+        room = self._budget_tokens
+        while self._waiting:
+            next_model, row, tokens = self._waiting[0]
+            if next_model is not model or (batch and tokens > room):
+                break
+            self._waiting.popleft()
+            self._waiting_tokens -= tokens
+            room -= tokens
+            batch.append(row)
+        return model, batch
