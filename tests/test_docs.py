@@ -15,6 +15,7 @@ import pytest
 import typer.main
 
 from mrgc.cli import app
+from worker.metrics import Metrics
 from worker.registry import Registry
 
 ROOT: Final = Path(__file__).parents[1]
@@ -115,6 +116,14 @@ def test_every_setting_is_documented_and_every_documented_setting_is_read() -> N
     product = [path for path in SOURCES if path.is_relative_to(ROOT / "mrgc") or path.is_relative_to(ROOT / "worker")]
     read = {name for path in product for name in re.findall(r"\"(MRGC_[A-Z0-9_]+)\"", path.read_text(encoding="utf-8"))}
     assert documented == read
+
+
+def test_every_metric_of_the_worker_is_documented() -> None:
+    """The table of docs/operations.md §4 and /metrics of the worker name the same metrics."""
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").split("## 4. ")[1].split("## 5. ")[0]
+    rows = re.findall(r"^\| (`mrgc_.*?) \|", text, re.MULTILINE)
+    documented = {name for row in rows for name in re.findall(r"`(mrgc_\w+)`", row)}
+    assert documented == {family.name for family in Metrics().registry.collect()}
 
 
 def test_every_shown_command_exists() -> None:
