@@ -150,14 +150,18 @@ class Batcher(Generic[J]):
         """Take out the jobs that must not be served any more."""
         if unix_s < self._next_expiry:
             return []
-        expired = self._take(lambda job: unix_s >= job.expires)
+        expired: list[J] = []
+        for flow in list(self._ring.values()):
+            gone = [job for _, job in flow.jobs if unix_s >= job.expires]
+            flow.jobs = deque(entry for entry in flow.jobs if unix_s < entry[1].expires)
+            for job in gone:
+                self._unload(job)
+            if not flow.jobs:
+                self._retire(flow)
+            expired += gone
         left = (job.expires for flow in self._ring.values() for _, job in flow.jobs)
         self._next_expiry = min(left, default=float("inf"))
         return expired
-
-    def take_all(self) -> list[J]:
-        """Take out everything, for a hand-back."""
-        return self._take(lambda _job: True)
 
     def _fill(self, flows: list[_Flow[J]]) -> list[J]:
         batch: list[J] = []
@@ -204,18 +208,6 @@ class Batcher(Generic[J]):
         elif flow.credit_bytes < 0:
             # Without this, a tenant that sends one huge job at a time would never pay for any.
             self._debts[flow.tenant] = min(flow.credit_bytes, self._debts.get(flow.tenant, 0))
-
-    def _take(self, leaves: Callable[[J], bool]) -> list[J]:
-        taken: list[J] = []
-        for flow in list(self._ring.values()):
-            gone = [job for _, job in flow.jobs if leaves(job)]
-            flow.jobs = deque(entry for entry in flow.jobs if not leaves(entry[1]))
-            for job in gone:
-                self._unload(job)
-            if not flow.jobs:
-                self._retire(flow)
-            taken += gone
-        return taken
 
     def _is_full(self, load: _Load) -> bool:
         return load.jobs >= self._limits.jobs or load.bytes >= self._limits.bytes

@@ -45,7 +45,7 @@ class Tenant:
     results: str | None
     #: s3:// prefixes that a job header's `result` may name.
     allowed_results: tuple[str, ...]
-    #: Buckets that a claim check may name (docs/spec.md §5).
+    #: Buckets, beside that of `results`, that a claim check may name (docs/spec.md §5).
     claim_buckets: frozenset[str]
     #: Jobs of this tenant that the host holds at once.
     max_inflight_jobs: int
@@ -132,6 +132,12 @@ def parse_registry(text: str) -> Mapping[str, Tenant]:
     return {name: _parse_tenant(name, table) for name, table in tables.items()}
 
 
+def bucket_of(url: str) -> str | None:
+    """Return the bucket of an s3:// URL; None for any other URL."""
+    match = _S3_BUCKET.match(url)
+    return match[1] if match else None
+
+
 def _parse_tenant(name: str, table: Any) -> Tenant:
     if not TENANT.fullmatch(name) or not isinstance(table, dict):
         raise ConfigError(f"registry has a malformed tenant {name!r}")
@@ -145,16 +151,11 @@ def _parse_tenant(name: str, table: Any) -> Tenant:
         models=frozenset(_texts(fields, "models", _MODEL_NAME, tenant=name)),
         results=results,
         allowed_results=tuple(_texts(fields, "allowed_results", _S3_PREFIX, tenant=name)),
-        claim_buckets=frozenset(_texts(fields, "claim_buckets", _BUCKET, tenant=name)) | _bucket_of(results),
+        claim_buckets=frozenset(_texts(fields, "claim_buckets", _BUCKET, tenant=name)),
         max_inflight_jobs=_integer(fields, "max_inflight_jobs", within=(1, MAX_QUOTA), default=4_096, tenant=name),
     )
     _ensure(not fields, name, ", ".join(sorted(fields)))
     return tenant
-
-
-def _bucket_of(results: str | None) -> frozenset[str]:
-    match = _S3_BUCKET.match(results or "")
-    return frozenset({match[1]}) if match else frozenset()
 
 
 def _texts(fields: dict[str, Any], key: str, pattern: re.Pattern[str], *, tenant: str) -> list[str]:

@@ -1,0 +1,47 @@
+"""Builds the intake of this host from its settings, and the HTTP server that shows how it does.
+
+May import: the standard library, mrgc.errors, worker. Called by tasks.intake_step.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from http import HTTPStatus
+
+from worker import metrics
+from worker.health import HttpServer, Page, health_page, readiness_page
+from worker.intake import Intake
+from worker.registry import Registry
+from worker.settings import HttpAddress, WorkerSettings
+from worker.sources.redis_streams import RedisStreams, connect
+
+
+def build_intake(settings: WorkerSettings) -> Intake:
+    """Wire an intake to its broker; nothing is sent and no thread runs before it is started.
+
+    Raises:
+        ConfigError: the registry cannot be read, or a setting does not fit the broker.
+    """
+    source = RedisStreams(connect(settings.queue_url), consumer=consumer_name(), lease_s=settings.lease_s)
+    return Intake(settings, source=source, registry=Registry(settings.registry))
+
+
+def consumer_name() -> str:
+    """Return a name for this boot of this host: a lease of an earlier boot must not look like ours."""
+    return f"{socket.gethostname()}-{secrets.token_hex(4)}"
+
+
+def serve_http(intake: Intake, address: HttpAddress) -> HttpServer:
+    """Serve /healthz, /readyz and /metrics of an intake.
+
+    Raises:
+        OSError: the address is taken.
+    """
+
+    def metrics_page() -> Page:
+        intake.measure()
+        return Page(HTTPStatus.OK, metrics.CONTENT_TYPE, intake.metrics.render())
+
+    pages = {"/healthz": health_page, "/readyz": lambda: readiness_page(intake.readiness()), "/metrics": metrics_page}
+    return HttpServer(address, pages)

@@ -1,0 +1,295 @@
+"""Receive → admit → batch → engine → store → ack: the whole way of a sealed job through this process.
+
+This process holds sealed bytes only. Nothing but leases is truth: it may be killed at any instruction, and what it held
+comes back when the leases lapse. Every received message leaves in exactly one of four ways: its result is stored and
+then it is acknowledged; it is dead-lettered with a reason; it is handed back; or its lease was lost to another host.
+
+May import: the standard library, structlog, mrgc.errors, worker. Called by tasks.intake_step and tests.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+
+from mrgc.errors import Action, ExpiredError, MrgcError, PoisonError, QueueUnavailable, from_code
+from mrgc.wire.sealed import MAX_BODY_BYTES
+from worker.admission import Admission, Refused
+from worker.batcher import Batcher, BatchLimits
+from worker.dispatch import Dispatcher, DispatchRules
+from worker.engine_protocol import Served
+from worker.engines import Engines
+from worker.holdings import Holdings
+from worker.job import Job
+from worker.leases import LeaseKeeper
+from worker.metrics import Metrics
+from worker.object_store import ObjectStore
+from worker.outages import Outages
+from worker.registry import Registry
+from worker.settings import MAX_OVERHEAD_BYTES, WorkerSettings
+from worker.settle import SettleEvents, Settler
+from worker.sources.base import BadMessage, Budget, ClaimCheck, JobSource, Lease
+from worker.suspects import POISON_DEATHS
+from worker.threads import SupervisedThreads
+
+#: Longest wait of one receive for a first message; also how soon a receive notices that it must stop.
+RECEIVE_WAIT_S: Final = 0.25
+#: Longest wait of the receiver at a bound; a settled job wakes it earlier.
+BOUND_WAIT_S: Final = 0.05
+#: How long threads may take to end after the drain.
+STOP_S: Final = 3.0
+
+_log = structlog.get_logger()
+
+
+class Intake:
+    """The data plane of one worker process.
+
+    Args:
+        settings: of the worker.
+        source: where jobs come from.
+        registry: who may send what.
+    """
+
+    def __init__(self, settings: WorkerSettings, *, source: JobSource, registry: Registry) -> None:
+        self.metrics = Metrics()
+        self._settings = settings
+        self._source = source
+        self._registry = registry
+        self._draining = threading.Event()
+        self._outages = Outages()
+        self._holdings = Holdings(max_jobs=settings.max_inflight_jobs, max_bytes=settings.max_inflight_bytes)
+        self._admission = Admission(settings.results_url, settings.max_body_bytes, settings.max_batch_bytes)
+        self._settler = Settler(source, ObjectStore(s3_endpoint=settings.s3_endpoint), self._settle_events())
+        self._dispatcher = Dispatcher(self._make_batcher(), self._dispatch_rules())
+        self._engines = Engines(settings.engines, self)
+        self._keeper = LeaseKeeper(
+            source, holdings=self._holdings, outages=self._outages, registry=registry, lease_s=settings.lease_s
+        )
+        self._threads = SupervisedThreads(died=lambda name: self.metrics.threads_replaced.labels(name).inc())
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start all threads and return."""
+        self._dispatcher.use(self._engines.links)
+        self._threads.start(
+            {
+                "settle": self._settler.run,
+                "dispatch": self._dispatcher.run,
+                **self._engines.loops,
+                "leases": lambda stop: self._keeper.run(stop, budget=self._budget, take=self._take),
+                "receive": self._receive,
+            }
+        )
+
+    def stop_receiving(self) -> None:
+        """Take no more messages; returns at once. What is held goes on."""
+        self._draining.set()
+
+    def drain(self, *, within_s: float) -> None:
+        """Finish what is held, hand back the rest, and end all threads.
+
+        Args:
+            within_s: how long to finish; 0 hands everything back at once.
+        """
+        self.stop_receiving()
+        self._threads.tell_to_stop("receive")
+        deadline_s = time.monotonic() + within_s
+        while time.monotonic() < deadline_s and not self._holdings.wait_empty(BOUND_WAIT_S):
+            # Whoever waits out an outage is served sooner by another host.
+            self._hand_back(self._dispatcher.take_waiting_retries())
+        left = self._threads.stop_all(within_s=STOP_S)
+        self._hand_back_leases(self._holdings.leases())
+        self._source.close()
+        _log.info("intake stopped", count=len(left))
+
+    def readiness(self) -> list[str]:
+        """Return the codes of what keeps jobs from being served; none when they are."""
+        draining = ["draining"] if self._draining.is_set() else []
+        return [*self._outages.codes(), *draining, *self._engines.reasons]
+
+    def measure(self) -> None:
+        """Bring the gauges up to date."""
+        self.metrics.ready.set(not self.readiness())
+        self.metrics.held_jobs.set(len(self._holdings))
+        self.metrics.held_bytes.set(self._holdings.bytes)
+        self.metrics.unstored_bytes.set(self._settler.unstored_bytes)
+        self._engines.measure(self.metrics)
+
+    # --- receive → admit -----------------------------------------------------------------------------------------
+
+    def _receive(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            budget = self._budget()
+            if not budget.jobs or not budget.bytes:
+                self._holdings.wait_change(BOUND_WAIT_S)
+                continue
+            try:
+                leases = self._source.receive(budget, wait_s=RECEIVE_WAIT_S)
+            except QueueUnavailable as err:
+                self._note_outage(err)
+                continue
+            self._outages.received()
+            self._take(leases)
+
+    def _budget(self) -> Budget:
+        gate = self._outages.gate()
+        probing = self._settings.max_batch_jobs if gate.is_probing else self._settings.max_inflight_jobs
+        is_open = gate.is_open and self._engines.can_serve and not self._draining.is_set()
+        tenants = self._registry.tenants.values() if is_open else ()
+        quotas = {tenant.name: tenant.max_inflight_jobs for tenant in tenants if tenant.name not in gate.closed_tenants}
+        return self._holdings.budget(quotas, max_jobs=probing if quotas else 0)
+
+    def _take(self, leases: Sequence[Lease]) -> None:
+        if self._draining.is_set():
+            self._hand_back_leases(leases)
+            return
+        for lease in leases:
+            self.metrics.received.labels(lease.tenant).inc()
+            if self._holdings.add(lease, size_bytes=_size_bytes(lease)):
+                self._take_one(lease)
+
+    def _take_one(self, lease: Lease) -> None:
+        try:
+            match lease.body:
+                case BadMessage(code):
+                    raise Refused(from_code(code))
+                case ClaimCheck() as check:
+                    self._admission.ensure_claim(check, self._registry.get(lease.tenant))
+                    self._settler.fetch(lease, check, lambda body: self._take_fetched(lease, body, check))
+                case bytes(body):
+                    self._admit(lease, body)
+        except Refused as refused:
+            self._refuse(lease, refused)
+
+    def _take_fetched(self, lease: Lease, body: bytes, check: ClaimCheck) -> None:
+        try:
+            self._admission.ensure_body(body, check)
+            self._admit(lease, body)
+        except Refused as refused:
+            self._refuse(lease, refused)
+
+    def _admit(self, lease: Lease, body: bytes) -> None:
+        if lease.deaths >= POISON_DEATHS:
+            raise Refused(PoisonError())
+        tenant = self._registry.get(lease.tenant)
+        capacity = self._engines.capacity(max_body_bytes=self._settings.max_body_bytes)
+        self._dispatcher.add(self._admission.admit(lease, body, tenant=tenant, capacity=capacity, unix_s=time.time()))
+
+    def _refuse(self, lease: Lease, refused: Refused) -> None:
+        hint_url = f"{refused.object_url}.refused" if refused.object_url is not None else None
+        self._settler.dead_letter(lease, code=refused.error.code, hint_url=hint_url)
+
+    # --- engine → store → ack; called by the links -----------------------------------------------------------------
+
+    def connected(self) -> None:
+        """Look for work for an engine that has just come."""
+        self._dispatcher.wake()
+
+    def answered(self, jobs: Sequence[Job], outcomes: Sequence[Served | MrgcError]) -> None:
+        """Settle one batch, each job by its own outcome."""
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if isinstance(outcome, Served):
+                self.metrics.served.labels(job.tenant, outcome.status).inc()
+                self._settler.store(job, outcome.result)
+            elif outcome.action in (Action.RETRY, Action.FATAL):
+                self._retry(job, outcome)
+            else:
+                # An engine seals every failure of a job that verified, so a bare code means that it did not verify.
+                self._settler.dead_letter(job.lease, code=outcome.code, hint_url=job.hint_url)
+        # Last, so that one job that fails for ever does not close the intake while its batch mates are served.
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if isinstance(outcome, Served) or outcome.action not in (Action.RETRY, Action.FATAL):
+                self._outages.served(tenant=job.tenant)
+        self._dispatcher.wake()
+
+    def died(self, batches: Sequence[Sequence[Job]]) -> None:
+        """Rerun what was in a dead engine; count the death only against a job that was alone in it."""
+        if not batches:
+            return
+        self.metrics.engine_deaths.inc()
+        _log.warning("engine died with jobs in it", batches=len(batches), jobs=sum(map(len, batches)))
+        alone = self._dispatcher.engine_died(batches)
+        if alone is not None:
+            self._settler.count_death(alone, lambda: self._judge_suspect(alone))
+
+    def _judge_suspect(self, job: Job) -> None:
+        if job.lease.deaths >= POISON_DEATHS:
+            self._settler.dead_letter(job.lease, code=PoisonError.code, hint_url=job.hint_url)
+        else:
+            self._dispatcher.add(job)
+
+    def _retry(self, job: Job, error: MrgcError) -> None:
+        self.metrics.retries.labels(error.code).inc()
+        self._note_outage(error, tenant=job.tenant)
+        self._dispatcher.retry_later(job)
+
+    # --- shared steps ----------------------------------------------------------------------------------------------
+
+    def _hand_back(self, jobs: Sequence[Job]) -> None:
+        self._hand_back_leases([job.lease for job in jobs])
+
+    def _hand_back_leases(self, leases: Sequence[Lease]) -> None:
+        if not leases:
+            return
+        try:
+            self._source.release(leases)
+        except QueueUnavailable as err:
+            _log.warning("leases left to lapse", count=len(leases), exc_info=err)
+        for lease in leases:
+            self._holdings.remove(lease)
+
+    def _note_outage(self, error: MrgcError, *, tenant: str | None = None) -> None:
+        if self._outages.failed(error, tenant=tenant):
+            _log.warning("outage begins", tenant=tenant, exc_info=error)
+
+    def _settled(self, lease: Lease) -> None:
+        held_s = self._holdings.remove(lease)
+        if held_s is not None:
+            self.metrics.held_seconds.observe(held_s)
+
+    def _dead_lettered(self, lease: Lease, code: str) -> None:
+        self.metrics.dead_letters.labels(lease.tenant, code).inc()
+        _log.warning("dead letter", tenant=lease.tenant, message_id=lease.message_id, code=code, attempts=lease.deaths)
+
+    def _make_batcher(self) -> Batcher[Job]:
+        settings = self._settings
+        limits = BatchLimits(settings.max_batch_jobs, settings.max_batch_bytes, settings.max_wait_ms / 1_000)
+        return Batcher(limits, weight_of=self._weight_of)
+
+    def _weight_of(self, tenant: str) -> int:
+        entry = self._registry.get(tenant)
+        # A tenant that was taken out of the registry keeps a minimal share until its last jobs are gone.
+        return entry.weight if entry is not None else 1
+
+    def _dispatch_rules(self) -> DispatchRules:
+        return DispatchRules(
+            is_held=lambda job: self._holdings.holds(job.lease),
+            may_dispatch=lambda: self._settler.unstored_bytes < self._settings.max_inflight_bytes,
+            expired=lambda job: self._settler.dead_letter(job.lease, code=ExpiredError.code, hint_url=job.hint_url),
+            submitted=lambda batch: self.metrics.batch_jobs.observe(len(batch)),
+        )
+
+    def _settle_events(self) -> SettleEvents:
+        return SettleEvents(
+            settled=self._settled,
+            stored=self._outages.stored,
+            delayed=lambda lease, error: self._note_outage(error, tenant=lease.tenant),
+            dead_lettered=self._dead_lettered,
+        )
+
+
+def _size_bytes(lease: Lease) -> int:
+    match lease.body:
+        case bytes(body):
+            return len(body)
+        case ClaimCheck(bytes=size):
+            # A length over the cap is refused before anything of it is fetched.
+            return min(size, MAX_BODY_BYTES + MAX_OVERHEAD_BYTES)
+        case _:
+            return 0

@@ -1,0 +1,54 @@
+"""Counters and gauges of the intake, in a registry of their own.
+
+Labels are tenants of the registry, codes of mrgc.errors and engine addresses: all bounded, none of them chosen by a
+sender.
+
+May import: the standard library, prometheus_client. Called by the intake and the tasks.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
+_SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class Metrics:
+    """Everything that /metrics shows of this process."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"mrgc_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"mrgc_{name}", text, labels, registry=registry)
+
+        self.received = counter("jobs_received", "messages leased, recovered ones included", "tenant")
+        self.served = counter("jobs_served", "sealed results that came from an engine", "tenant", "status")
+        self.dead_letters = counter("dead_letters", "messages moved to the dead letters", "tenant", "code")
+        self.retries = counter("retries", "outcomes that asked for another try", "code")
+        self.engine_deaths = counter("engine_deaths", "engines that died with jobs in them")
+        self.threads_replaced = counter("threads_replaced", "dead threads that were replaced", "thread")
+        self.batch_jobs = Histogram("mrgc_batch_jobs", "jobs of one batch", buckets=_BATCH_BUCKETS, registry=registry)
+        self.held_seconds = Histogram(
+            "mrgc_held_seconds", "from receive to ack or dead letter", buckets=_SECONDS_BUCKETS, registry=registry
+        )
+        self.held_jobs = gauge("held_jobs", "leases held")
+        self.held_bytes = gauge("held_bytes", "bytes of held messages")
+        self.unstored_bytes = gauge("unstored_bytes", "bytes of results that wait for the store")
+        self.ready = gauge("ready", "1 when jobs are received and served")
+        self.engine = gauge("engine", "an engine's own counters since its start", "engine", "name")
+        self.backlog_jobs = gauge("backlog_jobs", "messages in a queue, leased ones included", "tenant")
+        self.backlog_pending = gauge("backlog_pending", "leased messages of a queue", "tenant")
+        self.backlog_age_seconds = gauge("backlog_age_seconds", "age of the oldest message of a queue", "tenant")
+        self.dead_letter_jobs = gauge("dead_letter_jobs", "messages among a tenant's dead letters", "tenant")
+
+    def render(self) -> bytes:
+        """Return all of it in the text format of Prometheus."""
+        return generate_latest(self.registry)

@@ -1,0 +1,229 @@
+"""What happens to a message after its verdict: store the result, then ack; or dead-letter it; or fetch its body first.
+
+One asyncio loop in a thread of its own. Every task insists: an outage of store or broker delays it and never drops it,
+and the acknowledgement of a message comes strictly after its result is stored. Tasks outlive the loop's thread, so a
+replaced thread resumes them.
+
+May import: the standard library, structlog, mrgc.errors, mrgc.wire, worker. Called by the intake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import structlog
+
+from mrgc.errors import BodyMissing, MrgcError, QueueUnavailable, StoreUnavailable
+from mrgc.wire.strict_cbor import Buffer
+from worker.backoff import Backoff
+from worker.job import Job
+from worker.object_store import ObjectStore
+from worker.sources.base import ClaimCheck, JobSource, Lease
+
+#: Requests to the store at once.
+MAX_REQUESTS: Final = 512
+#: Acknowledgements in one transaction.
+MAX_ACKS: Final = 512
+FIRST_RETRY_S: Final = 0.1
+LONGEST_RETRY_S: Final = 15.0
+#: A hint is a courtesy; a dead letter does not wait for it longer than this.
+HINT_TIMEOUT_S: Final = 5.0
+
+#: How often the loop looks whether it should end.
+STOP_POLL_S: Final = 0.05
+
+T = TypeVar("T")
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Task:
+    lease: Lease
+    run: Callable[[], Coroutine[Any, Any, None]]
+    #: A result that waits for the store.
+    unstored_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SettleEvents:
+    """Whom the settler tells. Called on its loop; must not block."""
+
+    #: The message is acknowledged, dead-lettered, or not ours any more.
+    settled: Callable[[Lease], None]
+    #: The store took or gave an object.
+    stored: Callable[[], None]
+    #: An outage delays a task.
+    delayed: Callable[[Lease, MrgcError], None]
+    #: A message was dead-lettered with this code.
+    dead_lettered: Callable[[Lease, str], None]
+
+
+class Settler:
+    """Tasks on leases that nobody waits for.
+
+    Args:
+        source: where the messages came from.
+        store: where results go and claim checks lie.
+        events: whom to tell.
+    """
+
+    def __init__(self, source: JobSource, store: ObjectStore, events: SettleEvents) -> None:
+        self._source = source
+        self._store = store
+        self._events = events
+        self._lock = threading.Lock()
+        self._tasks: set[_Task] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._unstored_bytes = 0
+        self._acks: asyncio.Queue[tuple[Lease, asyncio.Future[None]]]
+        self._requests: asyncio.Semaphore
+
+    @property
+    def unstored_bytes(self) -> int:
+        """Bytes of results that wait for the store."""
+        return self._unstored_bytes
+
+    def store(self, job: Job, result: Buffer) -> None:
+        """Store a sealed result, then acknowledge its message."""
+
+        async def run() -> None:
+            await self._insist(job.lease, lambda: self._store.create(job.result_url, result))
+            self._events.stored()
+            await self._insist(job.lease, lambda: self._ack(job.lease))
+            self._events.settled(job.lease)
+
+        self._start(_Task(job.lease, run, len(result)))
+
+    def dead_letter(self, lease: Lease, *, code: str, hint_url: str | None = None) -> None:
+        """Move a message to the dead letters, with a hint to its tenant beside where the result would be.
+
+        Args:
+            lease: the message.
+            code: of the error.
+            hint_url: name of the hint; None when the header told no job.
+        """
+
+        async def run() -> None:
+            if hint_url is not None:
+                await self._hint(hint_url, code)
+            await self._insist(lease, lambda: asyncio.to_thread(self._source.dead_letter, lease, reason=code))
+            self._events.dead_lettered(lease, code)
+            self._events.settled(lease)
+
+        self._start(_Task(lease, run))
+
+    def fetch(self, lease: Lease, check: ClaimCheck, then: Callable[[bytes], None]) -> None:
+        """Read the sealed job that a claim check names and hand it to `then`; without one, dead-letter the message."""
+
+        async def run() -> None:
+            try:
+                body = await self._insist(lease, lambda: self._store.read(check.url, size_bytes=check.bytes))
+            except BodyMissing as err:
+                self.dead_letter(lease, code=err.code)
+                return
+            self._events.stored()
+            then(body)
+
+        self._start(_Task(lease, run))
+
+    def count_death(self, job: Job, then: Callable[[], None]) -> None:
+        """Record an engine death of a job that was alone, then go on with `then`."""
+
+        async def run() -> None:
+            try:
+                await asyncio.to_thread(self._source.count_death, job.lease)
+            except QueueUnavailable:
+                # This host remembers it; only another host, after our crash, would not.
+                job.lease.deaths += 1
+            then()
+
+        self._start(_Task(job.lease, run))
+
+    def run(self, stop: threading.Event) -> None:
+        """Run tasks until `stop` is set; those that are left stay undone."""
+        asyncio.run(self._main(stop))
+
+    async def _main(self, stop: threading.Event) -> None:
+        self._acks = asyncio.Queue()
+        self._requests = asyncio.Semaphore(MAX_REQUESTS)
+        flushing = asyncio.create_task(self._flush_acks())
+        with self._lock:
+            self._loop = asyncio.get_running_loop()
+            for task in self._tasks:
+                self._spawn(task)
+        try:
+            while not stop.is_set() and not flushing.done():
+                await asyncio.wait({flushing}, timeout=STOP_POLL_S)
+        finally:
+            with self._lock:
+                self._loop = None
+        if flushing.done():
+            flushing.result()
+
+    def _start(self, task: _Task) -> None:
+        with self._lock:
+            self._tasks.add(task)
+            self._unstored_bytes += task.unstored_bytes
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._spawn, task)
+
+    def _spawn(self, task: _Task) -> None:
+        running = asyncio.ensure_future(task.run())
+        running.add_done_callback(lambda done: self._finish(task, done))
+
+    def _finish(self, task: _Task, done: asyncio.Future[None]) -> None:
+        if done.cancelled():
+            # The loop ended under it; the next one resumes it.
+            return
+        with self._lock:
+            self._tasks.discard(task)
+            self._unstored_bytes -= task.unstored_bytes
+        if (error := done.exception()) is not None:
+            # Nobody knows what is true of this message now. Letting go of the lease brings it back to somebody.
+            _log.error("settling failed", tenant=task.lease.tenant, message_id=task.lease.message_id, exc_info=error)
+            self._events.settled(task.lease)
+
+    async def _insist(self, lease: Lease, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try until there is no outage."""
+        backoff = Backoff(base_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
+        while True:
+            try:
+                async with self._requests:
+                    return await attempt()
+            except (StoreUnavailable, QueueUnavailable) as err:
+                self._events.delayed(lease, err)
+                await asyncio.sleep(backoff.next_s())
+
+    async def _hint(self, url: str, code: str) -> None:
+        try:
+            async with asyncio.timeout(HINT_TIMEOUT_S):
+                await self._store.create(url, code.encode())
+        except (MrgcError, TimeoutError):
+            _log.info("hint not stored", code=code)
+
+    async def _ack(self, lease: Lease) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await self._acks.put((lease, done))
+        await done
+
+    async def _flush_acks(self) -> None:
+        """Acknowledge in one transaction whatever has gathered while the one before was under way."""
+        while True:
+            waiting = [await self._acks.get()]
+            while len(waiting) < MAX_ACKS and not self._acks.empty():
+                waiting.append(self._acks.get_nowait())
+            error: MrgcError | None = None
+            try:
+                await asyncio.to_thread(self._source.ack, [lease for lease, _ in waiting])
+            except QueueUnavailable as err:
+                error = err
+            for _, done in waiting:
+                if error is None:
+                    done.set_result(None)
+                else:
+                    done.set_exception(error)
