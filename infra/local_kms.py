@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import socketserver
@@ -40,6 +41,7 @@ IDLE_S: Final = 120.0
 #: How long a stop waits at most for the accepting thread to notice.
 STOP_POLL_S: Final = 0.05
 
+_LENGTH: Final = re.compile(r"[0-9]{1,7}")
 _TARGET_PREFIX: Final = "TrentService."
 _CONTENT_TYPE: Final = "application/x-amz-json-1.1"
 
@@ -145,7 +147,7 @@ class KmsConnection(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         length = self.headers.get("content-length", "")
-        if not length.isascii() or not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+        if _LENGTH.fullmatch(length) is None or int(length) > MAX_BODY_BYTES:
             self.close_connection = True  # where the next request would begin is unknown
             raise KmsFault("SerializationException", "Content-Length is missing or too large", status=413)
         body: bytes = self.rfile.read(int(length))
