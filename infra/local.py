@@ -112,7 +112,7 @@ def _prepare(options: argparse.Namespace) -> Stack:
         (directory / name).mkdir(parents=True, exist_ok=True)
     models: Path = options.models.resolve() if options.models else directory / "models"
     if options.models is None:
-        tiny_model.build(models)
+        tiny_model.write(models)
     if not any(models.glob("*/manifest.json")):
         raise ConfigError(f"--models {models} holds no model folder with a manifest.json")
     if not (directory / "nsm" / "root.pem").exists():
