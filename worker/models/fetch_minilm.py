@@ -59,7 +59,7 @@ def fetch(directory: Path) -> Path:
 
 
 def _build(folder: Path) -> None:
-    source = _package_folder()
+    source = package_folder()
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Complete or absent: an engine that starts meanwhile never sees half a folder.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
@@ -72,7 +72,12 @@ def _build(folder: Path) -> None:
         draft.rename(folder)
 
 
-def _package_folder() -> Path:
+def package_folder() -> Path:
+    """Return the package's own folder, laid out as sentence-transformers reads it.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
     try:
         package = metadata.distribution(PACKAGE)
     except metadata.PackageNotFoundError:
