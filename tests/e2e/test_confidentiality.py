@@ -96,8 +96,9 @@ def test_no_canary_no_data_key_and_no_token_leaves_engine_and_enclave(stack: Run
     for folder in ("redis", "logs", "results", "kms", "state"):
         assert holders(stack.directory / folder, needles) == [], folder
     assert not any(needle in event.encode() for event in events for needle in needles)
-    # The search can find: the engine holds the token that it was given.
-    assert process_memory.find(stack.pid("engine"), [token])
+    # The searches can find: the intake holds its registry, and the store what is public of a result.
+    assert process_memory.find(stack.pid("worker"), [jobs[0].key_arn.encode()])
+    assert len(holders(stack.directory / "results", [jobs[0].job])) == 1
 
 
 @pytest.mark.timeout(180)
