@@ -171,8 +171,8 @@ class _Connection(http.client.HTTPSConnection):
         target = urlsplit(request.url)
         path = f"{target.path or '/'}{'?' + target.query if target.query else ''}"
         self.request(request.method, path, body=cast("bytes", request.body), headers=dict(request.headers.items()))
-        response = self.getresponse()
-        body = _whole_body(response)
+        with self.getresponse() as response:
+            body = _whole_body(response)
         headers: Any = response.headers
         return AWSResponse(request.url, response.status, headers, _Body(body))
 

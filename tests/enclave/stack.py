@@ -15,15 +15,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from ssl import create_default_context
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import boto3
 from botocore.config import Config
 
 from enclave.connection import Limits
 from enclave.enclave_app import Enclave
+from enclave.nsm import Nsm
 from infra.kms_config import KmsConfig, Principal, write_config
-from infra.local_nsm import LocalNsm
 from mrgc.errors import MrgcError
 from mrgc.policy import key_policy
 from mrgc.wire import enclave_protocol, frames
@@ -211,10 +211,21 @@ class Caller:
             return True
 
 
+class KmsPeer(Protocol):
+    """A KMS that an enclave can be led to: the real one, or one that lies."""
+
+    @property
+    def ca(self) -> Path:
+        """Return the CA of its certificate."""
+
+    def dial(self, host: str, timeout_s: float, /) -> socket.socket:
+        """Reach it."""
+
+
 class RunningEnclave:
     """The product's enclave, served from a thread of this process."""
 
-    def __init__(self, path: Path, nsm: LocalNsm, kms: Kms, *, limits: Limits | None = None) -> None:
+    def __init__(self, path: Path, nsm: Nsm, kms: KmsPeer, *, limits: Limits | None = None) -> None:
         self.path = path
         self.inner = Enclave(nsm, kms.dial, str(kms.ca), limits=limits)
         listener = listen(UnixAddress(path), backlog=64)
