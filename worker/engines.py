@@ -7,7 +7,7 @@ May import: the standard library, mrgc.errors, worker. Called by the intake.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from worker.admission import Capacity
 from worker.engine_link import EngineLink, LinkOwner
@@ -29,7 +29,7 @@ class Engines:
         self._watches = [EngineWatch(address) for address in addresses]
 
     @property
-    def loops(self) -> dict[str, Loop]:
+    def loops(self) -> Mapping[str, Loop]:
         """The loops to run, by name."""
         links = {f"link {link.address}": link.run for link in self.links}
         return links | {f"watch {watch.address}": watch.run for watch in self._watches}

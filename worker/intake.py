@@ -60,7 +60,8 @@ class Intake:
         self._settings = settings
         self._source = source
         self._registry = registry
-        self._draining = threading.Event()
+        # A plain flag, because a signal handler sets it: an Event's lock may be held by the code it interrupted.
+        self._draining = False
         self._outages = Outages()
         self._holdings = Holdings(max_jobs=settings.max_inflight_jobs, max_bytes=settings.max_inflight_bytes)
         self._admission = Admission(settings.results_url, settings.max_body_bytes, settings.max_batch_bytes)
@@ -89,7 +90,7 @@ class Intake:
 
     def stop_receiving(self) -> None:
         """Take no more messages; returns at once. What is held goes on."""
-        self._draining.set()
+        self._draining = True
 
     def drain(self, *, within_s: float) -> None:
         """Finish what is held, hand back the rest, and end all threads.
@@ -110,7 +111,7 @@ class Intake:
 
     def readiness(self) -> list[str]:
         """Return the codes of what keeps jobs from being served; none when they are."""
-        draining = ["draining"] if self._draining.is_set() else []
+        draining = ["draining"] if self._draining else []
         return [*self._outages.codes(), *draining, *self._engines.reasons]
 
     def measure(self) -> None:
@@ -140,13 +141,13 @@ class Intake:
     def _budget(self) -> Budget:
         gate = self._outages.gate()
         probing = self._settings.max_batch_jobs if gate.is_probing else self._settings.max_inflight_jobs
-        is_open = gate.is_open and self._engines.can_serve and not self._draining.is_set()
+        is_open = gate.is_open and self._engines.can_serve and not self._draining
         tenants = self._registry.tenants.values() if is_open else ()
         quotas = {tenant.name: tenant.max_inflight_jobs for tenant in tenants if tenant.name not in gate.closed_tenants}
         return self._holdings.budget(quotas, max_jobs=probing if quotas else 0)
 
     def _take(self, leases: Sequence[Lease]) -> None:
-        if self._draining.is_set():
+        if self._draining:
             self._hand_back_leases(leases)
             return
         for lease in leases:

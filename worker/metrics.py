@@ -3,13 +3,15 @@
 Labels are tenants of the registry, codes of mrgc.errors and engine addresses: all bounded, none of them chosen by a
 sender.
 
-May import: the standard library, prometheus_client. Called by the intake and the tasks.
+May import: the standard library, prometheus_client, worker.sources.base. Called by the intake and the tasks.
 """
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from worker.sources.base import Backlog
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -48,6 +50,13 @@ class Metrics:
         self.backlog_pending = gauge("backlog_pending", "leased messages of a queue", "tenant")
         self.backlog_age_seconds = gauge("backlog_age_seconds", "age of the oldest message of a queue", "tenant")
         self.dead_letter_jobs = gauge("dead_letter_jobs", "messages among a tenant's dead letters", "tenant")
+
+    def set_backlog(self, tenant: str, queue: Backlog) -> None:
+        """Show one measurement of a tenant's queue."""
+        self.backlog_jobs.labels(tenant).set(queue.length)
+        self.backlog_pending.labels(tenant).set(queue.pending)
+        self.backlog_age_seconds.labels(tenant).set(queue.oldest_age_s)
+        self.dead_letter_jobs.labels(tenant).set(queue.dead)
 
     def render(self) -> bytes:
         """Return all of it in the text format of Prometheus."""

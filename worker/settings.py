@@ -118,6 +118,29 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class EdgeSettings:
+    """What a Celery process needs that only puts jobs into queues, or mends them: no engine, no object store."""
+
+    queue_url: str = field(repr=False)
+    registry: Path
+    max_body_bytes: int = MAX_BODY_BYTES
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> EdgeSettings:
+        """Read the edge's settings, a part of the worker's.
+
+        Raises:
+            ConfigError: a setting is missing or malformed; names the variable, never its value.
+        """
+        env = _Env(environ)
+        return cls(
+            queue_url=env.text("MRGC_QUEUE_URL"),
+            registry=Path(env.text("MRGC_REGISTRY")),
+            max_body_bytes=env.integer("MRGC_MAX_BODY_BYTES", MAX_BODY_BYTES, within=(1, MAX_BODY_BYTES)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     """Settings of one engine: the process that holds plaintext. It has no inet address on purpose."""
 

@@ -1,0 +1,27 @@
+"""The Celery edge: `python -m celery -A tasks worker` hosts the intake and runs control tasks.
+
+Celery gives the process its life: command line, signals, pools, remote control. The tenants' jobs go past it
+(worker.intake). `python -m celery`, not `celery`: the latter takes the checkout off sys.path, and then a module that is
+imported late is not found.
+
+May import: celery, worker, mrgc. Never torch, the enclave or worker.engine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery, signals
+
+from tasks.intake_step import IntakeStep
+from worker import logs
+
+app = Celery("mrgc", include=["tasks.control", "tasks.infer"])
+app.config_from_object("celeryconfig")
+app.steps["worker"].add(IntakeStep)
+
+
+@signals.setup_logging.connect(weak=False)
+def _configure_logs(**_kwargs: Any) -> None:
+    """Take logging over: with a receiver on this signal Celery installs no handler of its own."""
+    logs.configure("worker")

@@ -1,0 +1,373 @@
+"""The intake end to end, on a real queue and a real directory of results, with an engine that misbehaves on request."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from mrgc.errors import AuthenticationError, EnclaveUnreachable, KeyBusyError, MrgcError, TrustFloorError
+from mrgc.wire import strict_cbor
+from tests.intake.conftest import Host, StartHost
+from tests.intake.peer_engine import Death, Outcomes, PeerEngine, result_of, serve_all
+from tests.intake.sealing import object_name, seal, stored
+from tests.waiting import until
+from worker.engine_protocol import WAITING, Health, Served
+
+
+def assert_one_more_is_served(host: Host) -> None:
+    """After whatever happened, a good job still gets its result."""
+    job = seal()
+    host.send(job)
+    host.wait_stored(job)
+
+
+def test_jobs_of_two_tenants_are_stored_and_acknowledged(start_host: StartHost) -> None:
+    """Every job leaves the queue with one result under its own name."""
+    jobs = [seal(tenant) for tenant in ("acme", "globex") for _ in range(100)]
+    host = start_host()
+    host.send(*jobs)
+    host.wait_stored(*jobs)
+    host.wait_acked("globex")
+    assert [stored(host.results, job) for job in jobs] == [result_of(job) for job in jobs]
+    assert sum(1 for path in host.results.rglob("*") if path.is_file()) == len(jobs)
+    assert host.dead_letters() == []
+
+
+def test_a_backlog_is_served_in_full_batches(start_host: StartHost, engine: PeerEngine) -> None:
+    """Jobs that wait while the engine is busy leave together, never over the limit, never two models in one."""
+    engine.may_answer.clear()
+    jobs = [seal() for _ in range(60)]
+    host = start_host(max_batch_jobs=16, max_inflight_jobs=100)
+    host.send(*jobs)
+    until(lambda: len(engine.batches) == 3, within_s=10, what="the engine has its next batches")
+    engine.may_answer.set()
+    host.wait_stored(*jobs)
+    sizes = [len(batch) for batch in engine.batches]
+    assert max(sizes) == 16
+    assert len(sizes) <= 3 + 4
+
+
+def test_back_pressure_leaves_the_rest_in_the_queue(start_host: StartHost, engine: PeerEngine) -> None:
+    """At the bound nothing more is leased, and a tenant's quota binds it alone."""
+    engine.may_answer.clear()
+    host = start_host(max_inflight_jobs=10, max_batch_jobs=4)
+    jobs = [seal() for _ in range(50)]
+    host.send(*jobs)
+    until(lambda: host.client.xpending("q:acme", "gpu")["pending"] == 10, within_s=10, what="the bound is reached")
+    engine.may_answer.set()
+    host.wait_stored(*jobs)
+
+
+def test_a_message_that_is_no_job_is_dead_lettered_with_a_reason(start_host: StartHost) -> None:
+    """Garbage of every kind ends in the dead letters, and the next good job is served."""
+    host = start_host()
+    good = seal()
+    for fields in (
+        {"job": b"garbage"},
+        {"task": "tasks.infer", "body": "gASV"},
+        {"job": b"mrgc" + b"\xff" * 100},
+        {"ref": strict_cbor.encode({"url": "s3://elsewhere/x", "sha256": bytes(32), "bytes": 10})},
+        {"ref": strict_cbor.encode({"url": "file:///etc/passwd", "sha256": bytes(32), "bytes": 10})},
+        {"ref": strict_cbor.encode({"url": "s3://acme-jobs/x", "sha256": bytes(32), "bytes": 1 << 40})},
+    ):
+        host.client.xadd("q:acme", fields)
+    host.send(good)
+    host.wait_stored(good)
+    reasons = Counter(reason for reason, _ in host.dead_letters())
+    assert reasons == {"bad_format": 3, "body_missing": 2, "too_large": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "has_hint"),
+    [
+        ({"tenant": "globex", "context": {"mrgc:use": "job", "mrgc:tenant": "globex"}}, "not_admitted", False),
+        ({"key_arn": "arn:aws:kms:eu-west-1:123456789012:key/other"}, "not_admitted", True),
+        ({"model": "other"}, "not_admitted", True),
+        ({"result": "s3://elsewhere/"}, "not_admitted", True),
+        ({"created": 1_000_000, "expires": 1_000_001}, "expired", True),
+        ({"items": 16_384, "model": "m"}, None, False),
+    ],
+)
+def test_only_what_the_registry_allows_is_admitted(
+    start_host: StartHost, engine: PeerEngine, changes: dict[str, Any], reason: str | None, has_hint: bool
+) -> None:
+    """A job outside its tenant's entry never reaches the engine; its tenant may read why beside the result."""
+    host = start_host()
+    job = seal(**changes)
+    host.client.xadd("q:acme", {"job": job})
+    if reason is None:
+        host.wait_stored(job)
+        return
+    host.wait_acked()
+    assert host.dead_letters() == [(reason, job)]
+    assert engine.batches == []
+    hint = stored(host.results, job, suffix="refused")
+    assert hint == (reason.encode() if has_hint else None)
+    assert_one_more_is_served(host)
+
+
+def test_a_result_that_cannot_fit_is_refused_before_the_engine(start_host: StartHost, engine: PeerEngine) -> None:
+    """Items times dimensions times four over the cap is refused from the header alone."""
+    host = start_host(max_body_bytes=100_000, max_batch_bytes=1 << 20, max_inflight_bytes=8 << 20)
+    job = seal(items=16_384)
+    host.send(job)
+    host.wait_acked()
+    assert host.dead_letters() == [("result_too_large", job)]
+    assert engine.batches == []
+
+
+def test_one_refused_job_does_not_disturb_its_batch_mates(start_host: StartHost, engine: PeerEngine) -> None:
+    """Outcomes are applied one by one: refused jobs go to the dead letters, the others are stored."""
+    jobs = [seal() for _ in range(8)]
+    refused: dict[bytes, MrgcError] = {jobs[2]: AuthenticationError(), jobs[5]: TrustFloorError("floor")}
+
+    def answer(batch: list[bytes]) -> Outcomes:
+        return [refused.get(job) or Served("ok", result_of(job)) for job in batch]
+
+    engine.answer = answer
+    host = start_host()
+    host.send(*jobs)
+    host.wait_stored(*(job for job in jobs if job not in refused))
+    assert sorted(host.dead_letters()) == sorted([("auth", jobs[2]), ("trust_floor", jobs[5])])
+    assert stored(host.results, jobs[2], suffix="refused") == b"auth"
+    assert stored(host.results, jobs[2]) is None
+
+
+def test_an_outage_behind_the_engine_counts_against_no_job(start_host: StartHost, engine: PeerEngine) -> None:
+    """While the enclave is away nothing is lost or dead-lettered, receiving pauses, and it ends by itself."""
+    away = [True]
+
+    def answer(batch: list[bytes]) -> Outcomes:
+        return [EnclaveUnreachable() for _ in batch] if away[0] else serve_all(batch)
+
+    engine.answer = answer
+    host = start_host(max_batch_jobs=4)
+    first = seal()
+    host.send(first)
+    until(lambda: "enclave_unreachable" in host.intake.readiness(), within_s=10, what="readiness tells the reason")
+    jobs = [first, *(seal() for _ in range(100))]
+    host.send(*jobs[1:])
+    until(lambda: len(engine.batches) >= 5, within_s=20, what="some tries failed")
+    # Only what it takes to see whether the outage is over was received.
+    assert host.client.xpending("q:acme", "gpu")["pending"] <= 4
+    away[0] = False
+    host.wait_stored(*jobs, within_s=20)
+    assert host.dead_letters() == []
+    assert host.intake.readiness() == []
+
+
+def test_one_tenants_kms_outage_is_its_own(start_host: StartHost, engine: PeerEngine) -> None:
+    """While one tenant's KMS fails, the other tenant is served and the host stays ready."""
+    away = [True]
+
+    def answer(batch: list[bytes]) -> Outcomes:
+        return [KeyBusyError() if away[0] and b"acme" in job[:600] else Served("ok", result_of(job)) for job in batch]
+
+    engine.answer = answer
+    host = start_host()
+    waiting, served = [seal("acme") for _ in range(3)], [seal("globex") for _ in range(40)]
+    host.send(*waiting, *served)
+    until(lambda: all(stored(host.results, job) for job in served), within_s=10, what="the other tenant is served")
+    assert host.intake.readiness() == []
+    away[0] = False
+    host.wait_stored(*waiting, within_s=20)
+
+
+def test_an_engine_that_is_not_healthy_is_given_nothing(start_host: StartHost, engine: PeerEngine) -> None:
+    """A waiting engine makes the host unready with its reason, and the queue keeps its messages."""
+    host = start_host()
+    engine.health = Health(WAITING, "no_token", {})
+    until(lambda: host.intake.readiness() == ["no_token"], within_s=10, what="readiness tells the reason")
+    job = seal()
+    host.send(job)
+    engine.health = Health("healthy", "", {})
+    host.wait_stored(job)
+
+
+def test_an_engine_death_is_survived(start_host: StartHost, engine: PeerEngine) -> None:
+    """Jobs that were in an engine when it died are served by the next one, each stored once."""
+    died: list[int] = []
+
+    def answer(batch: list[bytes]) -> Outcomes:
+        if not died:
+            died.append(len(batch))
+            raise Death
+        return serve_all(batch)
+
+    engine.answer = answer
+    host = start_host(max_batch_jobs=16)
+    jobs = [seal() for _ in range(60)]
+    host.send(*jobs)
+    host.wait_stored(*jobs)
+    assert host.dead_letters() == []
+    assert engine.deaths == 1
+
+
+def test_a_poison_job_is_found_by_halving_and_its_mates_are_served(start_host: StartHost, engine: PeerEngine) -> None:
+    """The job that kills engines is alone at two deaths and then dead-lettered; no other job is."""
+    jobs = [seal() for _ in range(32)]
+    poison = jobs[21]
+
+    def answer(batch: list[bytes]) -> Outcomes:
+        if poison in batch:
+            raise Death
+        return serve_all(batch)
+
+    engine.answer = answer
+    host = start_host(max_batch_jobs=16)
+    host.send(*jobs)
+    host.wait_stored(*(job for job in jobs if job != poison), within_s=20)
+    host.wait_acked()
+    ((_, letter),) = host.client.xrange("dead:acme")
+    assert (letter[b"reason"], letter[b"job"], letter[b"attempts"]) == (b"poison", poison, b"2")
+    assert engine.deaths <= 8
+    assert_one_more_is_served(host)
+
+
+def test_deaths_are_remembered_across_hosts(start_host: StartHost, engine: PeerEngine) -> None:
+    """A job that was alone at one death on another host needs only one more here."""
+    poison = seal()
+
+    def answer(batch: list[bytes]) -> Outcomes:
+        if poison in batch:
+            raise Death
+        return serve_all(batch)
+
+    engine.answer = answer
+    host = start_host()
+    message_id = host.client.xadd("q:acme", {"job": poison})
+    until(lambda: host.client.hget("deaths:acme", message_id) in (b"1", None), within_s=10, what="a death is counted")
+    host.intake.drain(within_s=0)
+    other = start_host()
+    other.wait_acked()
+    assert host.dead_letters() == [("poison", poison)]
+    assert engine.deaths == 2
+
+
+def test_a_job_delivered_many_times_leaves_one_unchanged_result(start_host: StartHost) -> None:
+    """Duplicates, on two hosts at once, are acknowledged without touching the first result."""
+    job = seal()
+    hosts = [start_host(), start_host()]
+    hosts[0].send(job)
+    hosts[0].wait_stored(job)
+    first = (hosts[0].results / object_name(job)).stat()
+    hosts[0].send(*[job] * 100)
+    hosts[0].wait_acked()
+    again = (hosts[0].results / object_name(job)).stat()
+    assert (again.st_ino, again.st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
+    assert hosts[0].dead_letters() == []
+
+
+def test_a_drain_finishes_what_it_can_and_hands_the_rest_back(start_host: StartHost, engine: PeerEngine) -> None:
+    """A drain with a stuck engine ends at its deadline, and another host gets the messages at once."""
+    host = start_host(lease_s=60.0)
+    engine.may_answer.clear()
+    jobs = [seal() for _ in range(10)]
+    host.send(*jobs)
+    until(lambda: engine.batches, within_s=10, what="the engine has a batch")
+    began = time.monotonic()
+    host.intake.drain(within_s=0.2)
+    assert time.monotonic() - began < 10
+    engine.may_answer.set()
+    other = start_host(lease_s=60.0)
+    other.wait_stored(*jobs)
+
+
+def test_a_drain_waits_for_the_engine(start_host: StartHost, engine: PeerEngine) -> None:
+    """What the engine finishes within the deadline is stored and acknowledged, and nothing is handed back."""
+    host = start_host()
+    engine.may_answer.clear()
+    job = seal()
+    host.send(job)
+    until(lambda: engine.batches, within_s=10, what="the engine has the job")
+    host.intake.stop_receiving()
+    late = seal()
+    host.send(late)
+    engine.may_answer.set()
+    host.intake.drain(within_s=10)
+    assert stored(host.results, job) == result_of(job)
+    assert stored(host.results, late) is None
+    assert host.client.xlen("q:acme") == 1
+
+
+def test_jobs_that_expire_while_they_wait_never_reach_the_engine(start_host: StartHost, engine: PeerEngine) -> None:
+    """A job whose time comes in the batcher is dead-lettered as expired."""
+    host = start_host(max_batch_jobs=1, max_inflight_jobs=10)
+    engine.may_answer.clear()
+    now = int(time.time())
+    blockers = [seal() for _ in range(3)]
+    host.send(*blockers)
+    until(lambda: len(engine.batches) == 3, within_s=10, what="the engine is full")
+    short = seal(created=now, expires=now + 2)
+    host.send(short)
+    until(lambda: host.dead_letters() == [("expired", short)], within_s=10, what="it expired")
+    engine.may_answer.set()
+    host.wait_stored(*blockers)
+    assert [short] not in engine.batches
+
+
+def test_a_registry_change_is_followed_without_a_restart(start_host: StartHost) -> None:
+    """A tenant that is added is served; a broken file leaves the last good one in force."""
+    host = start_host()
+    file = host.intake._registry._path
+    text = file.read_text()
+    file.write_text("[tenants.acme\n")
+    assert_one_more_is_served(host)
+    file.write_text(text.replace("globex", "initech"))
+    job = seal("initech")
+    host.send(job)
+    host.wait_stored(job)
+
+
+def test_a_dead_thread_is_replaced(start_host: StartHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever loop dies of a bug, another thread goes on where it stopped."""
+    host = start_host()
+    for target, name in (
+        (host.intake._source, "receive"),
+        (host.intake._source, "recover"),
+        (host.intake._dispatcher, "_submit_all"),
+    ):
+        failed: list[bool] = []
+        original = getattr(target, name)
+
+        def fail_once(
+            *args: object, _failed: list[bool] = failed, _original: object = original, **kwargs: object
+        ) -> object:
+            if not _failed:
+                _failed.append(True)
+                raise RuntimeError("a bug")
+            return _original(*args, **kwargs)  # type: ignore[operator]
+
+        monkeypatch.setattr(type(target), name, lambda _self, *args, _call=fail_once, **kwargs: _call(*args, **kwargs))
+        until(lambda: failed, within_s=10, what="the loop died")  # noqa: B023
+        assert_one_more_is_served(host)
+        monkeypatch.undo()
+
+
+def test_a_stuck_settling_thread_resumes_its_tasks(start_host: StartHost) -> None:
+    """Results that waited for the store when the settling loop died are stored by the next one."""
+    host = start_host()
+    settler = host.intake._settler
+    jobs: Sequence[bytes] = [seal() for _ in range(5)]
+
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    until(lambda: settler._loop is not None, within_s=5, what="the loop runs")
+    original = settler._source.ack
+    failed: list[bool] = []
+
+    def ack(leases: object) -> None:
+        if not failed:
+            failed.append(True)
+            fail()
+        original(leases)  # type: ignore[arg-type]
+
+    settler._source.ack = ack  # type: ignore[method-assign]
+    host.send(*jobs)
+    host.wait_stored(*jobs)
+    assert failed
