@@ -47,7 +47,7 @@ QUESTIONS: Final = (
     "read a configuration file",
 )
 ANSWERS: Final = 3
-_ANSWER_CHARS: Final = 76
+_ANSWER_CHARS: Final = 66
 
 
 class Corpus(NamedTuple):
