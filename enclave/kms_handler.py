@@ -114,6 +114,9 @@ class KmsHandler:
         except (BotoCoreError, ClientError) as error:
             self._has_answered = isinstance(error, ClientError)
             raise kms_error(error) from error
+        except (AttributeError, RecursionError, TypeError, ValueError):
+            # What botocore's parser raises for a whole answer that is not of KMS's shape at all.
+            raise AuthenticationError from None
         self._has_answered = True
         return self._open(answer, wrapped.key_arn)
 

@@ -60,6 +60,10 @@ class FaultyKms:
         for thread in self._threads:
             thread.join(10)
 
+    def forget(self) -> None:
+        """Drop the script, and what was seen."""
+        self.script, self.requests, self.dials = [], [], []
+
     def hang_up(self) -> None:
         """End the connections that are open now."""
         for sock in self._open:

@@ -35,7 +35,7 @@ class Rig:
     def __init__(self, server: FaultyKms, attestation: Attestation, *, ca: Path | None = None) -> None:
         self.server = server
         self.attestation = attestation
-        self.attestation.renew()
+        attestation.renew()
         self.credentials = CredentialStore()
         self.push(expires=int(time.time()) + 900)
         self.handler = KmsHandler(self.attestation, self.credentials, dial=server.dial, ca_file=str(ca or server.ca))
@@ -68,21 +68,38 @@ def attestation(pki: Path) -> Attestation:
     return Attestation(LocalNsm(pki, PCRS), Counters())
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[FaultyKms]:
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyKms]:
     """Run a server that answers what a test scripts."""
-    running = FaultyKms(tmp_path)
-    yield running
-    running.stop()
+    started = FaultyKms(tmp_path_factory.mktemp("faulty"))
+    yield started
+    started.stop()
 
 
 @pytest.fixture
-def rig(server: FaultyKms, attestation: Attestation, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    """Lead a handler to that server; botocore's back-off takes no time, as the attempts are what is counted."""
-    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _s: None)
-    made = Rig(server, attestation)
+def server(running: FaultyKms) -> FaultyKms:
+    """Return that server with nothing seen yet."""
+    running.forget()
+    return running
+
+
+@pytest.fixture(scope="module")
+def shared(running: FaultyKms, attestation: Attestation) -> Iterator[Rig]:
+    """Lead one handler to that server."""
+    made = Rig(running, attestation)
     yield made
     made.handler.close()
+
+
+@pytest.fixture
+def rig(shared: Rig, server: FaultyKms, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """Return that handler; botocore's back-off takes no time, as the attempts are what is counted."""
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _s: None)
+    assert shared.server is server
+    shared.handler.close()
+    shared.push(expires=int(time.time()) + 900)
+    shared.attestation.renew()
+    return shared
 
 
 def test_a_good_answer_opens(rig: Rig) -> None:
@@ -165,9 +182,25 @@ def test_an_empty_plaintext_is_what_kms_sends_and_is_accepted(rig: Rig) -> None:
     assert rig.handler.unwrap(WRAPPED) == KEY
 
 
-def test_a_body_that_is_no_json_is_no_success(rig: Rig) -> None:
-    """Botocore makes an empty success of a 200 it cannot parse; the handler does not."""
-    assert type(rig.error(answer(b"<html>"))) is AuthenticationError
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>",
+        b"",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"CiphertextForRecipient": 5}',
+        b'{"CiphertextForRecipient": "YQ"}',
+        b'{"KeyId": {"a": 1}, "CiphertextForRecipient": "YWE="}',
+        b'{"a":' * 3_000 + b"1" + b"}" * 3_000,
+    ],
+    ids=lambda body: repr(body[:12]),
+)
+def test_a_body_of_another_shape_is_no_success(rig: Rig, body: bytes) -> None:
+    """Botocore makes an empty success of a 200 it cannot parse, and trips over others; both are auth here."""
+    assert type(rig.error(answer(body))) is AuthenticationError
 
 
 @pytest.mark.parametrize(
