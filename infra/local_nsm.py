@@ -2,7 +2,7 @@
 
 The documents have the form of genuine ones (docs/spec.md §6, §7) and fail in production for one reason only: their
 root is not the pinned AWS root. Called by `infra.local_enclave` and tests. May import: the standard library, cbor2,
-cryptography, infra. Never copied into the enclave image.
+cryptography, enclave.nsm, infra. Never copied into the enclave image.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
+from enclave.nsm import MAX_FIELD_BYTES, NsmError
 from infra.durable_file import replace_file
 from infra.nsm_chain import Issuer, SignerChain, make_root
 
 #: PCRs 0–15 are locked from boot and therefore in every document; AWS: nsm-api, docs/attestation_process.md.
 PCR_COUNT: Final = 16
 PCR_BYTES: Final = 48
-#: AWS: nsm-api, CDDL of the attestation document: public_key, user_data and nonce are 0..1024 bytes.
-MAX_FIELD_BYTES: Final = 1024
 
 _PROTECTED: Final = bytes.fromhex("a1013822")  # {1: -35}, ES384
 _COORDINATE_BYTES: Final = 48
@@ -91,12 +90,12 @@ class LocalNsm:
             An untagged COSE_Sign1 (RFC 9052 §4.2), ES384, of the form that the Nitro hypervisor makes.
 
         Raises:
-            ValueError: a field is longer than `MAX_FIELD_BYTES`.
+            NsmError: a field is longer than the NSM signs.
         """
         fields = {"public_key": public_key, "user_data": user_data, "nonce": nonce}
         for name, value in fields.items():
             if value is not None and len(value) > MAX_FIELD_BYTES:
-                raise ValueError(f"{name} is longer than {MAX_FIELD_BYTES} bytes")
+                raise NsmError(f"{name} is longer than {MAX_FIELD_BYTES} bytes")
         with self._lock:
             now_s = self._clock()
             certificate, cabundle = self._chain.at(now_s)

@@ -86,6 +86,8 @@ def test_indefinite_lengths_and_long_heads_are_read(data: str, value: Any) -> No
         "3f",
         "5c",
         "c000",
+        "c100",
+        "c1c100",
         "d81800",
         "f5f5",
         "f7",

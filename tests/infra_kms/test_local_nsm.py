@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 from cryptography import x509
 
-from enclave.nsm import Nsm
+from enclave.nsm import Nsm, NsmError
 from infra.local_nsm import LocalNsm, create_pki, extend_zero, measure
 from mrgc.attest.chain import aws_root, load_root
 from mrgc.attest.verify import Policy, VerifiedDocument, verify_enclave_document
@@ -112,7 +112,7 @@ def test_threads_share_one_nsm(nsm: LocalNsm, tmp_path: Path, clock: Clock) -> N
 def test_a_field_over_its_limit_is_refused(nsm: LocalNsm) -> None:
     """1024 bytes are signed, 1025 are not."""
     nsm.attest(public_key=b"x" * 1024, user_data=b"x" * 1024, nonce=b"x" * 1024)
-    with pytest.raises(ValueError, match="nonce"):
+    with pytest.raises(NsmError, match="nonce"):
         nsm.attest(public_key=None, user_data=None, nonce=b"x" * 1025)
 
 
