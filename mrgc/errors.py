@@ -354,8 +354,9 @@ def _leaves(cls: type[MrgcError]) -> list[type[MrgcError]]:
     return [cls, *(leaf for child in cls.__subclasses__() for leaf in _leaves(child))]
 
 
-#: Every class by its code; the table that turns a code received from a socket back into an error.
-BY_CODE: Final[dict[str, type[MrgcError]]] = {cls.code: cls for cls in reversed(_leaves(MrgcError))}
+#: Every class by its code; the table that turns a code received from a socket back into an error. The root shares its
+#: code with InternalError, which comes later and wins: a received `internal` is the enclave's.
+BY_CODE: Final[dict[str, type[MrgcError]]] = {cls.code: cls for cls in _leaves(MrgcError)}
 
 
 def from_code(code: str, text: str = "") -> MrgcError:
