@@ -85,7 +85,7 @@ def main() -> None:
 
 
 @app.command(epilog=EPILOG)
-def submit(
+def submit(  # noqa: PLR0917 - typer takes one parameter per option
     file: Annotated[str, typer.Argument(metavar="FILE.jsonl|FILE.txt|-")],
     model: Annotated[str, typer.Option(metavar="NAME", help="name or name@sha256:digest; default MRGC_MODEL")] = "",
     items_per_job: Annotated[int, typer.Option(min=1, max=MAX_ITEMS)] = DEFAULT_ITEMS_PER_JOB,
@@ -132,8 +132,9 @@ def wait(
     unauthenticated hint of the service that it refused a job ends its wait too, and is printed as such.
     """
     codes = set()
+    ids = _job_ids(jobs)
     with _client() as client:
-        submitted = [client.find(job) for job in _job_ids(jobs)]
+        submitted = [client.find(job) for job in ids]
         with progress("ended", len(submitted)) as ended_one:
             for outcome in client.wait(submitted, timeout_s=timeout):
                 codes.add(_EXIT_CODES[outcome.state])
@@ -150,8 +151,9 @@ def fetch(
 ) -> None:
     """Download results, still sealed, as DIR/JOB.mrgc, and print the files' names. `mrgc open` verifies them."""
     codes = set()
+    ids = _job_ids(jobs)
     with _client() as client:
-        submitted = [client.find(job) for job in _job_ids(jobs)]
+        submitted = [client.find(job) for job in ids]
         with progress("fetched", len(submitted)) as fetched_one:
             for job, data in client.fetch_many(submitted):
                 if data is None:

@@ -31,6 +31,13 @@ class AwsAccess:
     ca_bundle: str | None = None
     region: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse half a pair, which boto3 would replace by whatever its default chain finds."""
+        if (self.access_key is None) != (self.secret_key is None):
+            raise ConfigError(
+                "aws credentials are incomplete: an access key id and a secret access key belong together"
+            )
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> AwsAccess:
         """Read boto3's own variable names, so that stand-ins need no setting of ours."""

@@ -56,9 +56,9 @@ class JobQueue:
         if parts.scheme not in _REDIS_SCHEMES:
             raise ConfigError(f"MRGC_QUEUE_URL is not a {', '.join(_REDIS_SCHEMES)} URL; other queues are not served")
         self._stream = f"q:{tenant}"
-        # The URL may hold a password: error texts name the place only.
-        self._place = parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
         try:
+            # The URL may hold a password: error texts name the place only.
+            self._place = parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
             self._redis = redis.Redis.from_url(
                 url,
                 socket_connect_timeout=_CONNECT_TIMEOUT_S,

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.auth.boto3 import Boto3CredentialProvider
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError
 from obstore.store import LocalStore, S3Store
 
 from mrgc.client_settings import AwsAccess
@@ -74,6 +74,7 @@ class ResultStore:
 
         Raises:
             StoreUnavailable: the store does not answer or refuses.
+            ConfigError: there is no such bucket.
         """
         return list(self._readers.map(lambda name: self._read_one(name, max_bytes), names))
 
@@ -103,7 +104,10 @@ class ResultStore:
         try:
             answer = obstore.get(self._store, name)
             return bytes(answer.bytes()) if answer.meta["size"] <= max_bytes else b""
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            # obstore tells no missing bucket from a missing object; S3's own code in its text does.
+            if "NoSuchBucket" in str(error):
+                raise ConfigError("the bucket of MRGC_RESULTS_URL does not exist") from error
             return None
         except (BaseError, OSError) as error:
             raise _unavailable(error) from error
@@ -142,4 +146,7 @@ def _bucket(bucket: str, prefix: str, aws: AwsAccess) -> S3Store:
 
 
 def _unavailable(error: Exception) -> StoreUnavailable:
+    if isinstance(error, PermissionDeniedError):
+        # Amazon S3 API Reference, "GetObject": without s3:ListBucket a missing object is 403, not 404.
+        return StoreUnavailable("object store denies access: results need s3:GetObject, and s3:ListBucket to be missed")
     return StoreUnavailable(f"object store does not answer: {type(error).__name__}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,7 +20,7 @@ from mrgc.wire.sealed import SealedJob
 
 _SCHEMA_VERSION: Final = 1
 _LOCK_WAIT_S: Final = 30.0  #: Several `mrgc submit` at once take turns.
-#: One data key serves up to 2^20 jobs: kept once, a job costs about 110 bytes instead of 500.
+#: One data key serves up to 2^20 jobs: kept once, a job costs about 75 bytes instead of 500.
 _SCHEMA: Final = """
 CREATE TABLE data_keys (
     id INTEGER PRIMARY KEY, tenant TEXT NOT NULL, key_arn TEXT NOT NULL, edk BLOB NOT NULL, context TEXT NOT NULL,
@@ -31,10 +31,13 @@ CREATE TABLE jobs (
     items INTEGER NOT NULL, floor INTEGER NOT NULL, created INTEGER NOT NULL, expires INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
-_ADD_KEY: Final = "INSERT OR IGNORE INTO data_keys (tenant, key_arn, edk, context) VALUES (?, ?, ?, ?)"
+_ADD_KEY: Final = """
+INSERT INTO data_keys (tenant, key_arn, edk, context) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING
+"""
+#: A sealed job that is sent again is on record already.
 _ADD_JOB: Final = """
-INSERT OR IGNORE INTO jobs SELECT ?, id, ?, ?, ?, ?, ?, ? FROM data_keys
-WHERE tenant = ? AND key_arn = ? AND edk = ? AND context = ?
+INSERT INTO jobs SELECT ?, id, ?, ?, ?, ?, ?, ? FROM data_keys
+WHERE tenant = ? AND key_arn = ? AND edk = ? AND context = ? ON CONFLICT (job) DO NOTHING
 """
 _FIND: Final = """
 SELECT tenant, job, request, key_arn, edk, context, model, items, floor, created, expires
@@ -106,7 +109,7 @@ class SubmittedJobs:
         except (OSError, sqlite3.Error) as error:
             raise self._unusable(error) from error
 
-    def add(self, jobs: Iterable[SubmittedJob]) -> None:
+    def add(self, jobs: Sequence[SubmittedJob]) -> None:
         """Record jobs, all or none; they are on the disk when this returns.
 
         Raises:
@@ -115,11 +118,8 @@ class SubmittedJobs:
         try:
             with self._db:
                 self._db.execute("BEGIN IMMEDIATE")
-                for job in jobs:
-                    key = (job.tenant, job.key_arn, job.edk, _context_text(job.context))
-                    row = (job.job, job.request, job.model, job.items, job.floor, job.created, job.expires)
-                    self._db.execute(_ADD_KEY, key)
-                    self._db.execute(_ADD_JOB, row + key)
+                self._db.executemany(_ADD_KEY, {_key_row(job) for job in jobs})
+                self._db.executemany(_ADD_JOB, (_job_row(job) + _key_row(job) for job in jobs))
         except sqlite3.Error as error:
             raise self._unusable(error) from error
 
@@ -166,5 +166,9 @@ class SubmittedJobs:
         return ConfigError(f"cannot use the records of submitted jobs in {self._path} (MRGC_STATE): {error}")
 
 
-def _context_text(context: dict[str, str]) -> str:
-    return json.dumps(context, sort_keys=True)
+def _key_row(job: SubmittedJob) -> tuple[object, ...]:
+    return job.tenant, job.key_arn, job.edk, json.dumps(job.context, sort_keys=True)
+
+
+def _job_row(job: SubmittedJob) -> tuple[object, ...]:
+    return job.job, job.request, job.model, job.items, job.floor, job.created, job.expires

@@ -126,7 +126,7 @@ def session(aws: AwsAccess, *, region: str | None) -> boto3.session.Session:
     """Make a boto3 session from explicit credentials, or from boto3's default chain where there are none.
 
     Raises:
-        ConfigError: the credentials are incomplete, or AWS_PROFILE names no profile.
+        ConfigError: AWS_PROFILE names no profile.
     """
     try:
         return boto3.session.Session(
@@ -135,8 +135,8 @@ def session(aws: AwsAccess, *, region: str | None) -> boto3.session.Session:
             aws_session_token=aws.session_token,
             region_name=region,
         )
-    except (PartialCredentialsError, ProfileNotFound) as error:
-        raise ConfigError(f"aws credentials are unusable: {type(error).__name__}") from error
+    except ProfileNotFound as error:
+        raise ConfigError("AWS_PROFILE names no profile") from error
 
 
 def _checked(plaintext: bytes, key_id: str | None, key_arn: str) -> bytearray:

@@ -14,7 +14,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any, Final
 
 import obstore
@@ -231,3 +233,29 @@ def make_tenant(name: str, *, kms: Kms, server: RedisServer, folder: Path) -> Te
 def process_env(env: dict[str, str]) -> dict[str, str]:
     """The environment of a command: the test's own, and the tenant's variables."""
     return dict(os.environ) | env
+
+
+@contextlib.contextmanager
+def server_that_says(body: bytes, status: int = 200) -> Iterator[str]:
+    """Answer every request with the same body."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", "0")))
+            self.send_response(status)
+            self.send_header("Content-Type", "application/x-amz-json-1.1")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815 - the names that http.server calls
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
