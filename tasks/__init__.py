@@ -13,10 +13,12 @@ from typing import Any
 
 from celery import Celery, signals
 
+from tasks import control, infer
 from tasks.intake_step import IntakeStep
 from worker import logs
 
-app = Celery("mrgc", include=["tasks.control", "tasks.infer"])
+# Imported here and not only by the worker: the command line knows no inspect command that it has not imported.
+app = Celery("mrgc", include=[control.__name__, infer.__name__])
 app.config_from_object("celeryconfig")
 app.steps["worker"].add(IntakeStep)
 

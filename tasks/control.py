@@ -4,7 +4,7 @@
 inspect mrgc_health` asks every worker. Tasks return counts for whoever calls them directly; as tasks their results are
 not kept, and the log line tells.
 
-May import: celery, structlog, worker, mrgc, tasks.
+May import: celery, structlog, worker, mrgc, tasks.intake_step.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from dataclasses import asdict
 from typing import Any, Final
 
 import structlog
+from celery import shared_task
 from celery.worker.control import inspect_command
 
 from mrgc.errors import NotAdmitted
-from tasks import app
 from tasks.intake_step import IntakeStep
 from worker.registry import Registry
 from worker.settings import EdgeSettings
@@ -33,7 +33,7 @@ REDRIVE_LIMIT: Final = 1_000
 _log = structlog.get_logger()
 
 
-@app.task
+@shared_task
 def redrive(tenant: str, reason: str | None = None, limit: int = REDRIVE_LIMIT) -> int:
     """Put dead letters of a tenant back into its queue.
 
@@ -56,7 +56,7 @@ def redrive(tenant: str, reason: str | None = None, limit: int = REDRIVE_LIMIT) 
     return moved
 
 
-@app.task
+@shared_task
 def purge_expired(tenant: str) -> int:
     """Delete the dead letters of a tenant whose jobs have expired.
 
@@ -74,7 +74,7 @@ def purge_expired(tenant: str) -> int:
     return deleted
 
 
-@app.task
+@shared_task
 def backlog() -> dict[str, dict[str, float]]:
     """Measure the queues of all tenants, for the log and for /metrics of the worker that runs it.
 
@@ -93,7 +93,7 @@ def backlog() -> dict[str, dict[str, float]]:
     return {tenant: asdict(queue) for tenant, queue in measured.items()}
 
 
-@app.task
+@shared_task
 def health() -> list[str]:
     """Log why the worker that runs this does not serve.
 

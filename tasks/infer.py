@@ -3,7 +3,7 @@
 An edge worker serves it, `python -m celery -A tasks worker -Q infer`. It takes sealed jobs only, looks at their public
 bytes, and forwards them to the tenant's queue; like the intake it never holds a plaintext or a key.
 
-May import: celery, worker, mrgc, tasks.
+May import: celery, worker, mrgc.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import os
 from functools import cache
 from typing import Final, NamedTuple
 
+from celery import shared_task
+
 from mrgc.errors import FormatError, MrgcError, NotAdmitted, QueueUnavailable, TooLargeError
 from mrgc.wire import sealed
-from tasks import app
 from worker.registry import Registry
 from worker.settings import EdgeSettings
 from worker.sources.redis_admin import RedisAdmin
@@ -27,7 +28,9 @@ from worker.sources.redis_streams import connect
 MAX_TEXT_CHARS: Final = -(-MAX_MESSAGE_BYTES // 3) * 4
 
 
-@app.task(name="tasks.infer", throws=(MrgcError,), autoretry_for=(QueueUnavailable,), retry_backoff=1, max_retries=None)
+@shared_task(
+    name="tasks.infer", throws=(MrgcError,), autoretry_for=(QueueUnavailable,), retry_backoff=1, max_retries=None
+)
 def infer(job: str) -> str:
     """Forward one sealed job to its tenant's queue.
 

@@ -1,4 +1,4 @@
-"""Real servers for the intake's tests: every redis-server that this machine has, each started once."""
+"""A real Redis, hosts and engines for the intake's tests."""
 
 from __future__ import annotations
 
@@ -22,13 +22,11 @@ from worker.sources.redis_streams import Client, RedisStreams, connect
 
 LEASE_S = 30.0
 
-SERVERS = redis_server.find_servers()
 
-
-@pytest.fixture(scope="session", params=sorted(SERVERS))
-def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One durable server per redis-server binary, shared by the tests of the session."""
-    server = redis_server.start(tmp_path_factory.mktemp("redis"), binary=SERVERS[request.param], fsync="everysec")
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One durable server, shared by the tests of the session."""
+    server = redis_server.start(tmp_path_factory.mktemp("redis"), fsync="everysec")
     yield server
     server.stop()
 

