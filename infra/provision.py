@@ -19,11 +19,11 @@ from typing import Any, Final
 
 import boto3
 from botocore.config import Config
-from mrgc.policy import key_policy
 
 from infra.durable_file import replace_file
 from infra.kms_config import KmsConfig, Principal, write_config
 from infra.local_enclave import pcrs
+from mrgc.policy import key_policy
 
 REGION: Final = "eu-west-1"
 SERVICE_ROLE: Final = "arn:aws:iam::111122223333:role/mrgc-worker"

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from infra import provision
+from infra import process_memory, provision
 from mrgc.client import Client
 from mrgc.submitted import SubmittedJob
-from tests import process_memory
 from tests.e2e.conftest import SERVE_S, RunningStack
 from tests.waiting import until
 

@@ -1,4 +1,7 @@
-"""Search a process's memory, region by region, for byte strings that must not be there."""
+"""Search a process's memory, region by region, for byte strings that must not be there.
+
+Needs the right to trace the process. May import: the standard library. Called by bench.engine_memory and the tests.
+"""
 
 from __future__ import annotations
 
