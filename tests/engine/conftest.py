@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,10 +62,31 @@ def served(models: Path) -> Registry:
 
 @pytest.fixture
 def engine(tmp_path: Path, host: Host, models: Path) -> Iterator[EngineProcess]:
-    """An engine process beside an enclave that has just booted."""
+    """An engine process beside an enclave that has just booted, for tests that hurt one of them."""
+    with _engine(tmp_path, host, models) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def calm_host(tmp_path_factory: pytest.TempPathFactory, pki: Path, kms: Kms, data_key: DataKey) -> Iterator[Host]:
+    """A host for a whole file."""
+    made = Host(tmp_path_factory.mktemp("host"), pki, kms, data_key)
+    yield made
+    made.shut_down()
+
+
+@pytest.fixture(scope="module")
+def calm_engine(tmp_path_factory: pytest.TempPathFactory, calm_host: Host, models: Path) -> Iterator[EngineProcess]:
+    """An engine process for all tests of a file that leave it as it was: starting one takes seconds."""
+    with _engine(tmp_path_factory.mktemp("engine"), calm_host, models) as started:
+        yield started
+
+
+@contextlib.contextmanager
+def _engine(directory: Path, host: Host, models: Path) -> Iterator[EngineProcess]:
     host.boot()
     started = EngineProcess(
-        tmp_path, MRGC_ENCLAVE=str(host.enclave), MRGC_TOKEN_FILE=str(host.token_file), MRGC_MODELS=str(models)
+        directory, MRGC_ENCLAVE=str(host.enclave), MRGC_TOKEN_FILE=str(host.token_file), MRGC_MODELS=str(models)
     )
     with started.running():
         yield started.listening().healthy()
