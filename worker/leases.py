@@ -70,8 +70,10 @@ class LeaseKeeper:
                     _log.warning("broker does not answer", exc_info=err)
 
     def _extend(self) -> None:
-        lost = self._source.extend(self._holdings.leases())
+        lost = self._source.extend([lease for lease in self._holdings.leases() if not lease.closing])
         for lease in lost:
+            if lease.closing:
+                continue
             # Whoever holds it now finishes it; an answer that still comes here is stored too, and is the same one.
             self._holdings.remove(lease)
             _log.warning("lease lost", tenant=lease.tenant, message_id=lease.message_id)

@@ -8,9 +8,9 @@ May import: the standard library, obstore, mrgc.errors, mrgc.wire. Called by wor
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +31,10 @@ CONNECT_TIMEOUT_S: Final = 5
 RETRIES: Final = 2
 #: Times that "exists, and yet not there" is answered by another write before it counts as an outage.
 CREATE_TRIES: Final = 3
+#: Files that are flushed at the same time.
+FLUSHERS: Final = 16
+#: docs/spec.md §4: directories above a result object: job, tenant, prefix.
+NAME_DEPTH: Final = 3
 
 
 class ObjectStore:
@@ -45,9 +49,10 @@ class ObjectStore:
         self._s3_endpoint = s3_endpoint
         self._root: LocalStore | None = None
         self._buckets: dict[str, S3Store] = {}
+        self._flushers = ThreadPoolExecutor(FLUSHERS, thread_name_prefix="flush")
 
     async def create(self, url: str, body: Buffer) -> None:
-        """Store an object unless one of that name exists.
+        """Store an object unless one of that name exists. In a directory it is safe only after a `flush`.
 
         Args:
             url: its name.
@@ -64,11 +69,28 @@ class ObjectStore:
                 except AlreadyExistsError:
                     if not await _exists(store, path):
                         continue
-                if isinstance(store, LocalStore):
-                    # obstore leaves a directory's files in the page cache, and an ack must not outlive its result.
-                    await asyncio.to_thread(_sync_to_disk, Path("/", path))
                 return
         raise StoreUnavailable("object exists, and yet is not there")
+
+    def flush(self, urls: Sequence[str]) -> None:
+        """Make objects survive a loss of power; blocks.
+
+        S3 answers when an object is safe. obstore leaves a directory's files in the page cache, and an ack must not
+        outlive its result: so the files, and the directories that their names may have made, are flushed here.
+
+        Args:
+            urls: of objects that `create` has stored.
+
+        Raises:
+            StoreUnavailable: it is not certain that all of them are safe.
+        """
+        files = [Path(unquote(urlsplit(url).path)) for url in urls if url.startswith("file:")]
+        # dict.fromkeys: a batch shares its upper directories, and flushing them once is enough.
+        directories = dict.fromkeys(parent for file in files for parent in file.parents[:NAME_DEPTH])
+        with _mapped_errors():
+            # Together, so that the file system commits many of them at once.
+            for _ in self._flushers.map(_sync_to_disk, (*files, *directories)):
+                pass
 
     async def read(self, url: str, *, size_bytes: int) -> bytes:
         """Read an object whose length is known.
@@ -82,14 +104,14 @@ class ObjectStore:
             StoreUnavailable: the store does not answer.
         """
         store, path = self._locate(url)
-        try:
-            with _mapped_errors():
+        with _mapped_errors():
+            try:
                 answer = await obstore.get_async(store, path)
-                if answer.meta["size"] != size_bytes:
-                    raise BodyMissing("object has another length than its claim check says")
-                return bytes(await answer.bytes_async())
-        except FileNotFoundError as err:
-            raise BodyMissing("claim check names no object") from err
+            except FileNotFoundError as err:
+                raise BodyMissing("claim check names no object") from err
+            if answer.meta["size"] != size_bytes:
+                raise BodyMissing("object has another length than its claim check says")
+            return bytes(await answer.bytes_async())
 
     def _locate(self, url: str) -> tuple[LocalStore | S3Store, str]:
         parts = urlsplit(url)
@@ -129,20 +151,16 @@ async def _exists(store: LocalStore | S3Store, path: str) -> bool:
 
 @contextmanager
 def _mapped_errors() -> Iterator[None]:
-    """Turn what obstore raises into StoreUnavailable, except that an object is not there."""
+    """Turn what obstore and the file system raise into StoreUnavailable."""
     try:
         yield
-    except FileNotFoundError:
-        raise
     except (BaseError, OSError) as err:
         raise StoreUnavailable(type(err).__name__) from err
 
 
-def _sync_to_disk(file: Path) -> None:
-    """Flush a file and the three directories that its name may have made: job, tenant, prefix."""
-    for path in (file, *file.parents[:3]):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _sync_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -80,7 +80,7 @@ class Settler:
         self._tasks: set[_Task] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unstored_bytes = 0
-        self._acks: asyncio.Queue[tuple[Lease, asyncio.Future[None]]]
+        self._acks: asyncio.Queue[tuple[Job, asyncio.Future[None]]]
         self._requests: asyncio.Semaphore
 
     @property
@@ -94,7 +94,7 @@ class Settler:
         async def run() -> None:
             await self._insist(job.lease, lambda: self._store.create(job.result_url, result))
             self._events.stored()
-            await self._insist(job.lease, lambda: self._ack(job.lease))
+            await self._insist(job.lease, lambda: self._ack(job))
             self._events.settled(job.lease)
 
         self._start(_Task(job.lease, run, len(result)))
@@ -111,6 +111,7 @@ class Settler:
         async def run() -> None:
             if hint_url is not None:
                 await self._hint(hint_url, code)
+            lease.closing = True
             await self._insist(lease, lambda: asyncio.to_thread(self._source.dead_letter, lease, reason=code))
             self._events.dead_lettered(lease, code)
             self._events.settled(lease)
@@ -206,9 +207,9 @@ class Settler:
         except (MrgcError, TimeoutError):
             _log.info("hint not stored", code=code)
 
-    async def _ack(self, lease: Lease) -> None:
+    async def _ack(self, job: Job) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        await self._acks.put((lease, done))
+        await self._acks.put((job, done))
         await done
 
     async def _flush_acks(self) -> None:
@@ -219,11 +220,17 @@ class Settler:
                 waiting.append(self._acks.get_nowait())
             error: MrgcError | None = None
             try:
-                await asyncio.to_thread(self._source.ack, [lease for lease, _ in waiting])
-            except QueueUnavailable as err:
+                await asyncio.to_thread(self._acknowledge, [job for job, _ in waiting])
+            except (StoreUnavailable, QueueUnavailable) as err:
                 error = err
             for _, done in waiting:
                 if error is None:
                     done.set_result(None)
                 else:
                     done.set_exception(error)
+
+    def _acknowledge(self, jobs: Sequence[Job]) -> None:
+        self._store.flush([job.result_url for job in jobs])
+        for job in jobs:
+            job.lease.closing = True
+        self._source.ack([job.lease for job in jobs])

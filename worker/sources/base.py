@@ -45,6 +45,8 @@ class Lease:
     deadline_s: float
     #: Engine deaths that happened while this job was alone in the engine, on any host.
     deaths: int = 0
+    #: Its ack or dead letter is on its way, so that not finding it in the queue is no loss.
+    closing: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
