@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,14 @@ def test_a_job_is_on_record_although_the_broker_never_confirmed_it(tenant: Tenan
             list(client.send([sealed]))
         job = parse_job(sealed)
         assert client.find(job.header.job.hex()).request == job.request
+
+
+def test_a_broker_that_refuses_the_jobs_is_named(client: Client, tenant: Tenant) -> None:
+    """An answer that is an error is no confirmation, and its text quotes no message."""
+    with tenant.peer.redis() as broker:
+        broker.set("q:acme", "not a stream")
+    with pytest.raises(QueueUnavailable, match="did not take the jobs: ResponseError$"):
+        client.submit(["hello"])
 
 
 def test_a_job_sent_again_after_a_lost_reply_is_the_same_job(client: Client, tenant: Tenant) -> None:
@@ -192,6 +201,24 @@ def test_a_real_result_wins_over_a_hint(client: Client, tenant: Tenant) -> None:
     tenant.peer.put(job, b"auth", suffix="refused")
     tenant.peer.answer(job)
     (outcome,) = client.wait([last_submitted(client, tenant)], timeout_s=20)
+    assert outcome.state is State.OK
+
+
+def test_a_result_that_comes_just_after_the_look_wins_over_the_hint(client: Client, tenant: Tenant) -> None:
+    """Between the look for the result and the look for the hint, the service may have stored both."""
+    job = sent_job(client, tenant)
+    store = client._parts.store
+    read = store.read
+
+    def read_while_the_service_writes(names: Sequence[str], *, max_bytes: int) -> list[bytes | None]:
+        if any(name.endswith(".refused") for name in names):
+            tenant.peer.put(job, b"auth", suffix="refused")
+            tenant.peer.answer(job)
+        return read(names, max_bytes=max_bytes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "read", read_while_the_service_writes)
+        (outcome,) = client.wait([last_submitted(client, tenant)], timeout_s=20)
     assert outcome.state is State.OK
 
 
