@@ -100,7 +100,7 @@ def test_a_broker_that_refuses_the_jobs_is_named(client: Client, tenant: Tenant)
     """An answer that is an error is no confirmation, and its text quotes no message."""
     with tenant.peer.redis() as broker:
         broker.set("q:acme", "not a stream")
-    with pytest.raises(QueueUnavailable, match="did not take the jobs: ResponseError$"):
+    with pytest.raises(QueueUnavailable, match=r"did not take the jobs: ResponseError$"):
         client.submit(["hello"])
 
 
