@@ -10,6 +10,7 @@ May import: everything. Only infra, tests and bench import it.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shlex
@@ -19,7 +20,8 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -55,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     try:
-        stack = _prepare(options)
-        run(stack, stopping)
+        with _sole_owner(options.dir):
+            run(_prepare(options), stopping)
     except MrgcError as error:
         print(f"infra.local: {error}", file=sys.stderr)
         return 2
@@ -73,11 +75,13 @@ def run(stack: Stack, stopping: threading.Event) -> None:
     try:
         for part in (_redis(stack), _kms(stack)):
             supervisor.start(part)
-        supervisor.wait_ready("redis", "kms", deadline_s=START_S, stopped=stopping.is_set)
+        if not supervisor.wait_ready("redis", "kms", deadline_s=START_S, stopping=stopping):
+            return
         provision.tenants(stack)
         for part in (_enclave(stack), _agent(stack), _engine(stack), _worker(stack)):
             supervisor.start(part)
-        supervisor.wait_ready("agent", "engine", "worker", deadline_s=START_S, stopped=stopping.is_set)
+        if not supervisor.wait_ready("agent", "engine", "worker", deadline_s=START_S, stopping=stopping):
+            return
         print("ready", flush=True)
         while not stopping.wait(0.1):
             supervisor.restart_dead()
@@ -106,12 +110,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextmanager
+def _sole_owner(directory: Path) -> Iterator[None]:
+    """Hold the directory's lock: two stacks on one queue, one key store and one set of sockets would ruin both."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another stack runs in {directory}") from None
+        yield
+
+
 def _prepare(options: argparse.Namespace) -> Stack:
     directory: Path = options.dir.resolve()
     for name in ("run", "results", "state"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     models: Path = options.models.resolve() if options.models else directory / "models"
-    if options.models is None:
+    if options.models is None and not models.exists():
         tiny_model.write(models)
     if not any(models.glob("*/manifest.json")):
         raise ConfigError(f"--models {models} holds no model folder with a manifest.json")

@@ -12,6 +12,7 @@ import ctypes
 import json
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -88,20 +89,25 @@ class Supervisor:
         self._lives[part.name] = _Life(self._spawn(part), time.monotonic())
         self._publish()
 
-    def wait_ready(self, *names: str, deadline_s: float, stopped: Callable[[], bool]) -> None:
+    def wait_ready(self, *names: str, deadline_s: float, stopping: threading.Event) -> bool:
         """Drive the stack until all named parts are ready.
 
+        Returns:
+            False if `stopping` was set first.
+
         Raises:
-            ConfigError: they are not ready after `deadline_s`, or `stopped` returned true; names the laggards.
+            ConfigError: they are not ready after `deadline_s`; names the laggards.
         """
         end = time.monotonic() + deadline_s
         waiting = list(names)
         while waiting:
             self.restart_dead()
             waiting = [name for name in waiting if not self._parts[name].is_ready()]
-            if waiting and (stopped() or time.monotonic() > end):
+            if waiting and time.monotonic() > end:
                 raise ConfigError(f"not ready: {', '.join(waiting)}; see {self._directory}/logs")
-            time.sleep(POLL_S)
+            if stopping.wait(POLL_S):
+                return False
+        return True
 
     def restart_dead(self) -> None:
         """Notice deaths and start again those parts whose pause is over."""
