@@ -20,6 +20,8 @@ SAFETENSORS_TYPE: Final = "application/vnd.safetensors"
 OCTET_STREAM_TYPE: Final = "application/octet-stream"
 STATUSES: Final = ("ok", "partial", "failed")  #: docs/spec.md §3.
 USE_JOB: Final = "job"  #: The value of mrgc:use in every job's encryption context.
+USE_PAYLOAD: Final = "payload"  #: In that of a bare ciphertext of the JSON protocol (docs/spec.md §8).
+USE_STANDALONE: Final = "standalone"  #: In that of a standalone object (docs/spec.md §8).
 
 TENANT: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 KEY_ARN: Final = re.compile(
@@ -29,6 +31,8 @@ KEY_ARN: Final = re.compile(
 MODEL: Final = re.compile(r"[a-z0-9][a-z0-9._/-]{0,62}(@sha256:[0-9a-f]{64})?")
 RESULT_MODEL: Final = re.compile(r"[a-z0-9][a-z0-9._/-]{0,62}@sha256:[0-9a-f]{64}")
 RESULT_TARGET: Final = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9_-][A-Za-z0-9._=-]*/){0,16}")
+#: A request of the JSON protocol, as its caller names it (docs/spec.md §8).
+REQUEST_ID: Final = re.compile(r"[\x20-\x7e]{1,128}")
 #: The model that a result of the JSON protocol names (docs/spec.md §8).
 JSON_PROTOCOL_MODEL: Final = "json@sha256:" + "0" * 64
 
@@ -75,7 +79,8 @@ class JobHeader(NamedTuple):
             FormatError: a key is missing, unknown or of the wrong type, or a rule does not hold.
         """
         header = _build(cls, fields)
-        _ensure_common(header, use=USE_JOB)
+        _ensure_key(header, use=USE_JOB)
+        _ensure_job(header)
         ensure(_matches(MODEL, header.model), "model")
         ensure(header.type in (JSON_TYPE, CBOR_TYPE), "type")
         ensure(_is_uint(header.items, 1, MAX_ITEMS), "items")
@@ -122,7 +127,8 @@ class ResultHeader(NamedTuple):
             FormatError: a key is missing, unknown or of the wrong type, or a rule does not hold.
         """
         header = _build(cls, fields)
-        _ensure_common(header, use=USE_JOB)
+        _ensure_key(header, use=USE_JOB)
+        _ensure_job(header)
         ensure(_is_bytes(header.request, HASH_BYTES), "request")
         ensure_result_claims(header.model, header.type, header.status)
         ensure(_is_uint(header.tier, 0, 3), "tier")
@@ -134,6 +140,37 @@ class ResultHeader(NamedTuple):
     def to_map(self) -> dict[str, Any]:
         """Return the fields that are present, by name."""
         return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+class StandaloneHeader(NamedTuple):
+    """Header of a standalone object, the JSON protocol's answer to a bare ciphertext (docs/spec.md §8)."""
+
+    tenant: str
+    key_arn: str
+    edk: bytes
+    context: dict[str, str]
+    salt: bytes
+    commit: bytes
+    request_id: str
+    created: int
+
+    @classmethod
+    def from_map(cls, fields: Mapping[str, Any]) -> StandaloneHeader:
+        """Check a decoded map against docs/spec.md §8.
+
+        Raises:
+            FormatError: a key is missing, unknown or of the wrong type, or a rule does not hold.
+        """
+        header = _build(cls, fields)
+        _ensure_key(header, use=USE_STANDALONE)
+        ensure(len(header.context) == 2, "context")
+        ensure(_matches(REQUEST_ID, header.request_id), "request_id")
+        ensure(_is_uint(header.created, 0, TIME_END - 1), "created")
+        return header
+
+    def to_map(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return self._asdict()
 
 
 def ensure_result_claims(model: object, content_type: object, status: object) -> None:
@@ -156,7 +193,7 @@ def ensure(holds: object, field: str) -> None:
         raise FormatError(f"header field {field} breaks its rule")
 
 
-_H = TypeVar("_H", JobHeader, ResultHeader)
+_H = TypeVar("_H", JobHeader, ResultHeader, StandaloneHeader)
 
 
 def _build(cls: type[_H], fields: Mapping[str, Any]) -> _H:
@@ -172,9 +209,9 @@ def _build(cls: type[_H], fields: Mapping[str, Any]) -> _H:
     return header
 
 
-def _ensure_common(header: JobHeader | ResultHeader, *, use: str) -> None:
+def _ensure_key(header: JobHeader | ResultHeader | StandaloneHeader, *, use: str) -> None:
+    """Check what says under which data key an object is sealed."""
     ensure(_matches(TENANT, header.tenant), "tenant")
-    ensure(_is_bytes(header.job, JOB_BYTES), "job")
     ensure(_matches(KEY_ARN, header.key_arn), "key_arn")
     ensure(type(header.edk) is bytes and 1 <= len(header.edk) <= MAX_EDK_BYTES, "edk")
     context = header.context
@@ -184,6 +221,10 @@ def _ensure_common(header: JobHeader | ResultHeader, *, use: str) -> None:
         ensure(_matches(_CONTEXT_KEY, key) and _matches(_CONTEXT_VALUE, value), "context")
     ensure(_is_bytes(header.salt, HASH_BYTES), "salt")
     ensure(_is_bytes(header.commit, HASH_BYTES), "commit")
+
+
+def _ensure_job(header: JobHeader | ResultHeader) -> None:
+    ensure(_is_bytes(header.job, JOB_BYTES), "job")
     ensure(header.ext is None or _is_ext(header.ext), "ext")
 
 

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from mrgc.errors import AuthenticationError, ExpiredError, FormatError, TooLargeError
 from mrgc.wire import strict_cbor
-from mrgc.wire.headers import JobHeader, ResultHeader
+from mrgc.wire.headers import USE_STANDALONE, JobHeader, ResultHeader, StandaloneHeader
 from mrgc.wire.strict_cbor import Buffer
 
 MAGIC: Final = b"mrgc"
@@ -38,6 +38,7 @@ _PREFIX: Final = struct.Struct(">4sBBHI")
 _AEAD_KEY_BYTES: Final = 32
 #: Constant, because every sealing derives a key of its own from a fresh salt: no key ever meets a second nonce.
 _NONCE: Final = bytes(12)
+_STANDALONE_INFO: Final = b"mrgc/1/standalone\x00"
 
 
 class Kind(IntEnum):
@@ -113,6 +114,24 @@ class ResultDraft(NamedTuple):
     ext: dict[str, str | bytes | int] | None = None
 
 
+class SealedStandalone(NamedTuple):
+    """A standalone object whose form and header were checked; its tag was not."""
+
+    header: StandaloneHeader
+    aad: bytes
+    ciphertext: memoryview
+
+
+class StandaloneDraft(NamedTuple):
+    """What the enclave decides of a standalone header; the context follows from the tenant."""
+
+    tenant: str
+    key_arn: str
+    edk: bytes
+    request_id: str
+    created: int
+
+
 class _Layout(NamedTuple):
     fields: dict[str, Any]
     aad: bytes
@@ -151,6 +170,19 @@ def parse_result(data: Buffer, *, max_body_bytes: int = MAX_BODY_BYTES) -> Seale
     if header.receipt is not None and not 1 <= len(layout.trailer) <= MAX_TRAILER_BYTES:
         raise FormatError("receipt trailer is missing or too long")
     return SealedResult(header, layout.aad, layout.ciphertext, layout.trailer)
+
+
+def parse_standalone(data: Buffer, *, max_body_bytes: int = MAX_BODY_BYTES) -> SealedStandalone:
+    """Check the form of a standalone object (docs/spec.md §1 and §8).
+
+    Raises:
+        FormatError: layout or header breaks its rules.
+        TooLargeError: the body is legal but over the reader's cap.
+    """
+    layout = _split(data, Kind.STANDALONE, max_body_bytes)
+    if layout.trailer:
+        raise FormatError("bytes after the tag of a standalone object")
+    return SealedStandalone(StandaloneHeader.from_map(layout.fields), layout.aad, layout.ciphertext)
 
 
 def parse_job_aad(aad: Buffer) -> JobHeader:
@@ -212,6 +244,19 @@ def seal_result(draft: ResultDraft, body: Buffer, *, data_key: Buffer) -> bytes:
     return _assemble(Kind.RESULT, fields, body, aead_key)
 
 
+def seal_standalone(draft: StandaloneDraft, body: Buffer, *, data_key: Buffer) -> bytes:
+    """Seal the answer to a bare ciphertext under a data key of its own (docs/spec.md §8).
+
+    Raises:
+        FormatError: a field breaks its rule, or the body is empty or over the cap.
+    """
+    salt, aead_key, commit = _fresh_keys(data_key, _STANDALONE_INFO)
+    context = {"mrgc:tenant": draft.tenant, "mrgc:use": USE_STANDALONE}
+    fields = draft._asdict() | {"context": context, "salt": salt, "commit": commit}
+    StandaloneHeader.from_map(fields)
+    return _assemble(Kind.STANDALONE, fields, body, aead_key)
+
+
 def open_job(sealed: SealedJob, *, data_key: Buffer) -> bytearray:
     """Authenticate and decrypt a job: checks (5) and (6) of docs/spec.md §2.
 
@@ -238,6 +283,20 @@ def open_result(sealed: SealedResult, *, data_key: Buffer) -> bytearray:
     header = sealed.header
     info = result_info(header.job, header.request)
     aead_key = _committed_key(data_key, header.salt, header.commit, info)
+    return _decrypt(aead_key, sealed.ciphertext, sealed.aad)
+
+
+def open_standalone(sealed: SealedStandalone, *, data_key: Buffer) -> bytearray:
+    """Authenticate and decrypt a standalone object.
+
+    It proves only that its maker may generate data keys under the header's key (docs/spec.md §8). The reader must
+    compare tenant, key_arn and request_id with what it asked for.
+
+    Raises:
+        AuthenticationError: the data key, the commitment or the tag does not verify.
+    """
+    header = sealed.header
+    aead_key = _committed_key(data_key, header.salt, header.commit, _STANDALONE_INFO)
     return _decrypt(aead_key, sealed.ciphertext, sealed.aad)
 
 

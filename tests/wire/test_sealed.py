@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from mrgc.errors import AuthenticationError, FormatError, MrgcError, TooLargeError
 from mrgc.wire import sealed, strict_cbor
-from mrgc.wire.headers import JobHeader, ResultHeader
+from mrgc.wire.headers import JobHeader, ResultHeader, StandaloneHeader
 from tests.vectors.sealed import make
 
 VECTORS: list[dict[str, Any]] = json.loads((Path(make.__file__).with_name("vectors.json")).read_text())
 DATA_KEY = make.DATA_KEY
 
 
-def open_vector(vector: dict[str, Any]) -> JobHeader | ResultHeader:
+def open_vector(vector: dict[str, Any]) -> JobHeader | ResultHeader | StandaloneHeader:
     """Run a vector through every check of its kind, in the order of docs/spec.md §2."""
     data, data_key = bytes.fromhex(vector["object"]), bytes.fromhex(vector["data_key"])
     if vector["kind"] == "job":
@@ -27,6 +27,10 @@ def open_vector(vector: dict[str, Any]) -> JobHeader | ResultHeader:
         sealed.ensure_in_time(job.header, vector["now"])
         sealed.open_job(job, data_key=data_key)
         return job.header
+    if vector["kind"] == "standalone":
+        standalone = sealed.parse_standalone(data)
+        sealed.open_standalone(standalone, data_key=data_key)
+        return standalone.header
     result = sealed.parse_result(data)
     sealed.open_result(result, data_key=data_key)
     return result.header
@@ -83,6 +87,33 @@ def test_opening_undoes_sealing(plaintext: bytes, data_key: bytes) -> None:
     assert sealed.open_job(job, data_key=data_key) == plaintext
     result = sealed.parse_result(sealed.seal_result(result_draft(job.request), plaintext, data_key=data_key))
     assert sealed.open_result(result, data_key=data_key) == plaintext
+
+
+def standalone_draft() -> sealed.StandaloneDraft:
+    """Draft of a plain standalone object."""
+    return sealed.StandaloneDraft("acme", make.ARN, b"wrapped", "req-abc-123", make.NOW)
+
+
+@given(body=st.binary(min_size=1, max_size=2_000), data_key=st.binary(min_size=32, max_size=32))
+def test_opening_undoes_sealing_of_a_standalone_object(body: bytes, data_key: bytes) -> None:
+    """A standalone object opens to what was sealed, and its context follows from its tenant."""
+    made = sealed.parse_standalone(sealed.seal_standalone(standalone_draft(), body, data_key=data_key))
+    assert sealed.open_standalone(made, data_key=data_key) == body
+    assert made.header.context == {"mrgc:tenant": "acme", "mrgc:use": "standalone"}
+    assert made.header.request_id == "req-abc-123"
+
+
+def test_the_three_kinds_never_share_an_aead_key() -> None:
+    """The same data key and salt give a job, a result and a standalone object keys of their own."""
+    infos = (sealed.job_info(make.JOB), sealed.result_info(make.JOB, bytes(32)), b"mrgc/1/standalone\x00")
+    assert len({part for info in infos for part in sealed.derive(DATA_KEY, make.SALT, info)}) == 6
+
+
+def test_sealing_a_standalone_object_refuses_what_parsing_would_refuse() -> None:
+    """A request id or tenant that no reader would take is not sealed."""
+    for change in ({"request_id": ""}, {"tenant": "Acme"}, {"edk": b""}, {"created": -1}):
+        with pytest.raises(FormatError):
+            sealed.seal_standalone(standalone_draft()._replace(**change), b"x", data_key=DATA_KEY)
 
 
 @given(data=st.data())

@@ -1,4 +1,4 @@
-"""Write vectors.json: sealed objects for every accept and reject rule of docs/spec.md §1 to §4.
+"""Write vectors.json: sealed objects for every accept and reject rule of docs/spec.md §1 to §4 and §8.
 
 Run `python -m tests.vectors.sealed.make`; the output is deterministic. The generator lays bytes out by itself,
 with hashlib, hmac and cbor2 only, so that it can break one rule at a time and shares no code with the product.
@@ -267,11 +267,60 @@ def results() -> Iterator[tuple[str, str, bytes]]:
     yield "flipped result", "auth", flip(result_object(base), -20)
 
 
+def standalone_fields() -> Fields:
+    """Fields of a plain standalone object."""
+    return {
+        "tenant": "acme",
+        "key_arn": ARN,
+        "edk": b"wrapped",
+        "context": {"mrgc:tenant": "acme", "mrgc:use": "standalone"},
+        "request_id": "req-abc-123",
+        "created": NOW,
+    }
+
+
+def standalone_object(fields: Fields) -> bytes:
+    """Lay out a standalone object."""
+    return lay_out(3, fields, b"mrgc/1/standalone\x00", b"an answer")
+
+
+def standalones() -> Iterator[tuple[str, str, bytes]]:
+    """Standalone objects to open and to refuse."""
+    base = standalone_fields()
+    good = standalone_object(base)
+    yield "standalone object", "ok", good
+    yield "longest request id", "ok", standalone_object(base | {"request_id": " ~" * 64})
+    changes: list[tuple[str, Fields]] = [
+        ("empty request id", {"request_id": ""}),
+        ("request id of 129 characters", {"request_id": "r" * 129}),
+        ("request id with a line end", {"request_id": "r\n"}),
+        ("request id not ASCII", {"request_id": "é"}),
+        ("standalone context for jobs", {"context": {"mrgc:tenant": "acme", "mrgc:use": "job"}}),
+        ("standalone context of another tenant", {"context": base["context"] | {"mrgc:tenant": "globex"}}),
+        ("standalone context of three", {"context": base["context"] | {"k": "v"}}),
+        ("standalone edk of 6,145 bytes", {"edk": b"e" * 6_145}),
+        ("standalone created at 2^40", {"created": 1 << 40}),
+        ("standalone with a job", {"job": JOB}),
+        ("standalone with ext", {"ext": {}}),
+    ]
+    for name, change in changes:
+        yield name, "bad_format", standalone_object(base | change)
+    missing = {name: value for name, value in base.items() if name != "request_id"}
+    yield "standalone without request id", "bad_format", standalone_object(missing)
+    yield "standalone with a byte after the tag", "bad_format", good + b"\x00"
+    yield "standalone posing as a result", "bad_format", good[:5] + b"\x02" + good[6:]
+    yield "job posing as a standalone object", "bad_format", (job := job_object())[:5] + b"\x03" + job[6:]
+    yield "another request id, resealed by nobody", "auth", reheader(good, lambda h: h.replace(b"abc-123", b"abc-124"))
+    yield "flipped standalone body", "auth", flip(good, -17)
+    yield "standalone with another commitment", "auth", standalone_object(base | {"commit": bytes(32)})
+
+
 def vectors() -> list[dict[str, Any]]:
     """All vectors, in the order of the file."""
     rows = [("job", name, "ok", data) for name, data in accepted_jobs()]
     rows += [("job", *row) for row in bad_jobs()]
     rows += [("result", *row) for row in results()]
+    rows += [("standalone", *row) for row in standalones()]
     return [
         {"kind": kind, "name": name, "expect": expect, "now": NOW, "data_key": DATA_KEY.hex(), "object": data.hex()}
         for kind, name, expect, data in rows
