@@ -140,6 +140,17 @@ def raw(data: bytes) -> Reply:
     return reply
 
 
+def cleanly_cut(data: bytes) -> Reply:
+    """Send these bytes and close as TLS wants it, so that the end looks meant."""
+
+    def reply(sock: ssl.SSLSocket) -> bool:
+        sock.sendall(data)
+        sock.unwrap()
+        return False
+
+    return reply
+
+
 def refusal(code: str, *, status: int = 400) -> Reply:
     """Answer with an error of KMS."""
     return answer(json.dumps({"__type": code, "message": "canary text"}).encode(), status=status)

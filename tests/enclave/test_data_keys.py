@@ -12,6 +12,7 @@ from enclave.counters import Counters
 from enclave.data_keys import DataKeys, KeyWish, Unwrap
 from enclave.key_cache import WrappedKey
 from enclave.kms_budget import BURST_CALLS, LANES
+from enclave.kms_calls import KmsCalls
 from mrgc.errors import AuthenticationError, KeyAccessError, KeyBusyError, MrgcError
 from tests.waiting import until
 
@@ -26,10 +27,12 @@ def wish(number: int = 0, tenant: str = "acme", uses: int = 1) -> KeyWish:
 @contextmanager
 def keys_of(unwrap: Unwrap) -> Iterator[DataKeys]:
     """Run a key store over `unwrap`, and check at its end that it holds nothing."""
-    keys = DataKeys(unwrap, Counters())
+    calls = KmsCalls(Counters())
+    keys = DataKeys(unwrap, calls, Counters())
     try:
         yield keys
     finally:
+        calls.close()
         keys.close()
         assert keys.entries() == 0
 
@@ -141,8 +144,10 @@ def test_calls_beyond_a_tenants_rate_are_busy() -> None:
 
 def test_closing_leaves_no_key_and_no_waiter() -> None:
     """After close nothing is fetched any more, and whoever asks is told to come back."""
-    keys = DataKeys(lambda _: bytearray(KEY), Counters())
+    calls = KmsCalls(Counters())
+    keys = DataKeys(lambda _: bytearray(KEY), calls, Counters())
     keys.obtain([wish()])
+    calls.close()
     keys.close()
     (outcome,) = keys.obtain([wish()])
     assert isinstance(outcome, KeyBusyError)
@@ -152,9 +157,11 @@ def test_closing_leaves_no_key_and_no_waiter() -> None:
 def test_counters_tell_hits_misses_and_calls() -> None:
     """Look-ups and calls are counted once each."""
     counters = Counters()
-    keys = DataKeys(lambda _: bytearray(KEY), counters)
+    calls = KmsCalls(counters)
+    keys = DataKeys(lambda _: bytearray(KEY), calls, counters)
     keys.obtain([wish(0), wish(1)])
     keys.obtain([wish(0)])
+    calls.close()
     keys.close()
     counted = counters.snapshot()
     assert (counted["key_cache_misses"], counted["key_cache_hits"]) == (2, 1)

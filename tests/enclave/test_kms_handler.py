@@ -20,7 +20,7 @@ from infra import cms_encrypt
 from infra.local_nsm import LocalNsm
 from mrgc.errors import AuthenticationError, KeyAccessError, KeyBusyError, MrgcError
 from mrgc.wire.enclave_protocol import Credentials
-from tests.enclave.faulty_kms import FaultyKms, Reply, answer, raw, refusal
+from tests.enclave.faulty_kms import FaultyKms, Reply, answer, cleanly_cut, raw, refusal
 from tests.enclave.stack import PCRS
 from tests.waiting import until
 
@@ -239,20 +239,22 @@ GOOD_BODY = b'{"KeyId": "' + ARN.encode() + b'"}'
     "fault",
     [
         answer(GOOD_BODY[:-5], length=len(GOOD_BODY)),
+        cleanly_cut(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"),
+        cleanly_cut(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n"),
         raw(b"HTTP/1.1 200 OK\r\nContent-Le"),
         raw(b"HTTP/1.1 200 OK\r\n\r\n" + GOOD_BODY),
         raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n2\r\n{}\r\n0\r\n\r\n"),
         raw(b""),
         raw(b"garbage\r\n\r\n"),
         answer(b"", length=400 << 20),
-        answer(b"", length=65_537),
+        answer(b" " * 65_537),
         answer(b"", length="-1"),
         answer(b"", length="0x10"),
         answer(b"", length="1_0"),
         refusal("InternalFailure", status=500),
     ],
-    ids=["cut body", "cut head", "no length", "chunked", "closed", "garbage", "400 MiB", "64 KiB + 1", "-1", "0x10",
-         "1_0", "500"],
+    ids=["cut body", "cleanly cut body", "cleanly cut head", "cut head", "no length", "chunked", "closed", "garbage",
+         "400 MiB", "64 KiB + 1", "-1", "0x10", "1_0", "500"],
 )  # fmt: skip
 def test_a_broken_answer_is_retried_and_never_a_success(rig: Rig, fault: Reply) -> None:
     """What the parent can do to the stream costs a retry; three times in a row it is key_busy."""
