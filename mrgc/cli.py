@@ -181,8 +181,9 @@ def open_results(
     result of any submitted job. A safetensors body needs -o.
     """
     codes = set()
+    words = _words(sources)
     with _client() as client:
-        for source in read_arguments(sources):
+        for source in words:
             try:
                 result = _open(client, source)
                 if output is None and result.type != JSON_TYPE:
@@ -208,8 +209,16 @@ def _format_of(file: str) -> LineFormat:
     return LineFormat(suffix[1:])
 
 
+def _words(arguments: list[str]) -> list[str]:
+    """Return what a command is to work on: something, because an empty list is what a failed `mrgc submit` leaves."""
+    words = read_arguments(arguments)
+    if not words:
+        raise typer.BadParameter("standard input names no job")
+    return words
+
+
 def _job_ids(arguments: list[str]) -> list[str]:
-    ids = read_arguments(arguments)
+    ids = _words(arguments)
     for word in ids:
         if JOB_ID.fullmatch(word) is None:
             raise typer.BadParameter(f"{word[:64]!r} is not a job id of 32 hex digits")
