@@ -1,0 +1,156 @@
+"""The pure policies beside the intake's loops: shares of a receive, backoff, outages, suspects, holdings."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mrgc.errors import EnclaveUnreachable, KeyBusyError, QueueUnavailable, StoreUnavailable
+from worker.backoff import Backoff
+from worker.holdings import Holdings
+from worker.outages import LONGEST_PAUSE_S, Outages
+from worker.sources.base import Budget, Lease
+from worker.sources.receive_plan import ReceivePlan
+from worker.suspects import Suspects
+
+MESSAGE_BYTES = 1_000
+
+
+@given(
+    jobs=st.integers(0, 300),
+    budget_bytes=st.integers(0, 300 * MESSAGE_BYTES),
+    quotas=st.lists(st.integers(1, 100), max_size=40),
+)
+def test_a_receive_never_asks_for_more_than_the_budget(jobs: int, budget_bytes: int, quotas: list[int]) -> None:
+    """The sum of the shares fits jobs, bytes and every quota, and somebody is asked whenever there is room."""
+    tenants = {f"t{index}": quota for index, quota in enumerate(quotas)}
+    shares = ReceivePlan(max_message_bytes=MESSAGE_BYTES).next(Budget(jobs, budget_bytes, tenants), list(tenants))
+    asked = {tenant: count for count, names in shares.items() for tenant in names}
+    assert sum(asked.values()) <= min(jobs, budget_bytes // MESSAGE_BYTES)
+    assert all(1 <= count <= tenants[tenant] for tenant, count in asked.items())
+    assert bool(asked) == bool(quotas and jobs and budget_bytes >= MESSAGE_BYTES)
+
+
+@given(tenants=st.integers(1, 50), room=st.integers(1, 50))
+def test_every_tenant_is_asked_in_turn(tenants: int, room: int) -> None:
+    """With room for few, everybody is asked within as many receives as it takes to go round."""
+    names = [f"t{index}" for index in range(tenants)]
+    budget = Budget(room, room * MESSAGE_BYTES, dict.fromkeys(names, 10))
+    plan = ReceivePlan(max_message_bytes=MESSAGE_BYTES)
+    rounds = -(-tenants // room) + 1
+    asked = {tenant for _ in range(rounds) for group in plan.next(budget, names).values() for tenant in group}
+    assert asked == set(names)
+
+
+@given(jitter=st.floats(0, 1, exclude_max=True), failures=st.integers(1, 5_000))
+def test_backoff_grows_to_its_cap_and_forgets(jitter: float, failures: int) -> None:
+    """Every wait lies between half and all of a doubling that stops at the cap."""
+    backoff = Backoff(base_s=0.1, cap_s=10.0, jitter=lambda: jitter)
+    for failure in range(min(failures, 100)):
+        full = min(10.0, 0.1 * 2.0**failure)
+        assert full / 2 <= backoff.next_s() <= full
+    backoff.reset()
+    assert backoff.next_s() <= 0.1
+
+
+def test_an_outage_closes_probes_and_opens_again() -> None:
+    """Failures close the intake for a while, then let probes in; the first success opens it."""
+    now = [0.0]
+    outages = Outages(clock=lambda: now[0])
+    assert outages.gate().is_open
+    assert outages.failed(EnclaveUnreachable(), tenant="acme")
+    assert not outages.failed(EnclaveUnreachable(), tenant="acme")
+    assert not outages.gate().is_open
+    assert outages.codes() == ["enclave_unreachable"]
+    now[0] += LONGEST_PAUSE_S
+    gate = outages.gate()
+    assert gate.is_open
+    assert gate.is_probing
+    outages.failed(EnclaveUnreachable(), tenant="acme")
+    assert not outages.gate().is_open
+    outages.served(tenant="acme")
+    assert outages.gate().is_open
+    assert not outages.gate().is_probing
+    assert outages.codes() == []
+
+
+def test_a_batch_of_failures_lengthens_the_pause_once() -> None:
+    """A thousand jobs that fail together are one failure."""
+    now = [0.0]
+    outages = Outages(clock=lambda: now[0])
+    for _ in range(1_000):
+        outages.failed(StoreUnavailable())
+    now[0] = 0.21
+    assert outages.gate().is_open
+
+
+def test_outages_do_not_hide_one_another() -> None:
+    """Store, broker and engine recover each by its own success; a tenant's KMS concerns that tenant."""
+    outages = Outages(clock=lambda: 0.0)
+    outages.failed(StoreUnavailable(), tenant="acme")
+    outages.failed(QueueUnavailable())
+    outages.failed(KeyBusyError(), tenant="acme")
+    outages.served(tenant="globex")
+    assert outages.codes() == ["queue_unavailable", "store_unavailable"]
+    assert outages.gate().closed_tenants == {"acme"}
+    outages.stored()
+    outages.received()
+    assert outages.gate().is_open
+    assert outages.gate().closed_tenants == {"acme"}
+    outages.served(tenant="acme")
+    assert outages.gate().closed_tenants == frozenset()
+
+
+@given(sizes=st.lists(st.integers(1, 64), min_size=1, max_size=3), data=st.data())
+def test_halving_finds_the_guilty_job_and_counts_no_other(sizes: list[int], data: st.DataObject) -> None:
+    """Whichever job kills engines is alone at a death after a logarithmic number of them, and only that one is."""
+    total = sum(sizes)
+    guilty = data.draw(st.integers(0, total - 1))
+    numbers = iter(range(total))
+    inside = [[next(numbers) for _ in range(size)] for size in sizes]
+    suspects: Suspects[int] = Suspects()
+    alone = suspects.add_death(inside)
+    deaths, served = 1, []
+    while alone is None:
+        group = suspects.next()
+        assert group is not None, "the guilty job got lost"
+        if guilty in group:
+            alone = suspects.add_death([group])
+            deaths += 1
+        else:
+            served += group
+    while (group := suspects.next()) is not None:
+        served += group
+    assert alone == guilty
+    assert sorted([*served, guilty]) == list(range(total))
+    assert deaths <= 1 + max(sizes).bit_length() + 1
+
+
+def test_holdings_know_what_is_held_and_what_may_come() -> None:
+    """Budgets shrink with what is held; a lease that came back extends the one in work, and is held once."""
+    holdings = Holdings(max_jobs=10, max_bytes=1_000)
+    lease = Lease("acme", "1-0", b"", deadline_s=1.0)
+    assert holdings.add(lease, size_bytes=300)
+    again = Lease("acme", "1-0", b"", deadline_s=9.0)
+    assert not holdings.add(again, size_bytes=300)
+    assert lease.deadline_s == 9.0
+    assert holdings.holds(lease)
+    assert not holdings.holds(again)
+    assert holdings.budget({"acme": 1, "globex": 5}, max_jobs=4) == Budget(3, 700, {"acme": 0, "globex": 5})
+    assert holdings.remove(again) is None
+    assert holdings.remove(lease) is not None
+    assert holdings.remove(lease) is None
+    assert holdings.budget({"acme": 1}, max_jobs=100) == Budget(10, 1_000, {"acme": 1})
+    assert holdings.wait_empty(0)
+
+
+def test_a_wrong_weight_of_evidence_is_not_counted() -> None:
+    """Two jobs in an engine, even in two batches, are both suspects and neither is counted."""
+    suspects: Suspects[str] = Suspects()
+    assert suspects.add_death([["a"], ["b"]]) is None
+    assert suspects.next() == ["a"]
+    assert suspects.next() == ["b"]
+    assert suspects.next() is None
+    assert suspects.add_death([["a"]]) == "a"
+    assert pytest.approx(0) == len(suspects)
