@@ -141,7 +141,7 @@ def start_host(
             "results_url": f"file://{results}/",
             "registry": registry_file,
             "engines": (engine.address,),
-            "lease_s": 2.0,
+            "lease_s": 1.0,
         }
         intake = build_intake(WorkerSettings(**(values | settings)))
         intake.start()

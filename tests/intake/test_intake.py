@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from mrgc.errors import AuthenticationError, EnclaveUnreachable, KeyBusyError, MrgcError, TrustFloorError
+from mrgc.errors import (
+    AuthenticationError,
+    EnclaveUnreachable,
+    KeyBusyError,
+    MrgcError,
+    QueueUnavailable,
+    TrustFloorError,
+)
 from mrgc.wire import strict_cbor
 from tests.intake.conftest import Host, StartHost
 from tests.intake.peer_engine import Death, Outcomes, PeerEngine, result_of, serve_all
@@ -323,51 +329,72 @@ def test_a_registry_change_is_followed_without_a_restart(start_host: StartHost) 
     host.wait_stored(job)
 
 
-def test_a_dead_thread_is_replaced(start_host: StartHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever loop dies of a bug, another thread goes on where it stopped."""
+def fail_once(owner: object, name: str, error: Exception, *, after: bool = False) -> list[str]:
+    """Make one method raise at its next call, before or after it did its work; tells when it has."""
+    original = getattr(owner, name)
+    failed: list[str] = []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if failed:
+            return original(*args, **kwargs)
+        if after:
+            original(*args, **kwargs)
+        failed.append(name)
+        raise error
+
+    setattr(owner, name, call)
+    return failed
+
+
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [("_source", "receive"), ("_source", "recover"), ("_source", "ack"), ("_dispatcher", "_submit_all")],
+)
+def test_a_dead_thread_is_replaced(start_host: StartHost, part: str, method: str) -> None:
+    """Whichever loop dies of a bug, another thread goes on where it stopped, and nothing is lost."""
     host = start_host()
-    for target, name in (
-        (host.intake._source, "receive"),
-        (host.intake._source, "recover"),
-        (host.intake._dispatcher, "_submit_all"),
-    ):
-        failed: list[bool] = []
-        original = getattr(target, name)
-
-        def fail_once(
-            *args: object, _failed: list[bool] = failed, _original: object = original, **kwargs: object
-        ) -> object:
-            if not _failed:
-                _failed.append(True)
-                raise RuntimeError("a bug")
-            return _original(*args, **kwargs)  # type: ignore[operator]
-
-        monkeypatch.setattr(type(target), name, lambda _self, *args, _call=fail_once, **kwargs: _call(*args, **kwargs))
-        until(lambda: failed, within_s=10, what="the loop died")  # noqa: B023
-        assert_one_more_is_served(host)
-        monkeypatch.undo()
+    failed = fail_once(getattr(host.intake, part), method, RuntimeError("a bug"))
+    jobs = [seal() for _ in range(5)]
+    host.send(*jobs)
+    until(lambda: failed, within_s=10, what="the loop died")
+    host.wait_stored(*jobs)
+    assert_one_more_is_served(host)
 
 
-def test_a_stuck_settling_thread_resumes_its_tasks(start_host: StartHost) -> None:
-    """Results that waited for the store when the settling loop died are stored by the next one."""
+@pytest.mark.parametrize("method", ["ack", "receive", "recover", "extend"])
+def test_a_lost_reply_of_the_broker_loses_and_doubles_nothing(start_host: StartHost, method: str) -> None:
+    """A command whose answer got lost was carried out; repeating it, or doing without it, is safe."""
     host = start_host()
-    settler = host.intake._settler
-    jobs: Sequence[bytes] = [seal() for _ in range(5)]
-
-    def fail() -> None:
-        raise RuntimeError("a bug")
-
-    until(lambda: settler._loop is not None, within_s=5, what="the loop runs")
-    original = settler._source.ack
-    failed: list[bool] = []
-
-    def ack(leases: object) -> None:
-        if not failed:
-            failed.append(True)
-            fail()
-        original(leases)  # type: ignore[arg-type]
-
-    settler._source.ack = ack  # type: ignore[method-assign]
+    failed = fail_once(host.intake._source, method, QueueUnavailable(), after=True)
+    jobs = [seal() for _ in range(20)]
     host.send(*jobs)
     host.wait_stored(*jobs)
+    until(lambda: failed, within_s=10, what="the reply got lost")
+    assert sum(1 for path in host.results.rglob("*") if path.is_file()) == len(jobs)
+    assert host.dead_letters() == []
+    until(lambda: not host.intake.readiness(), within_s=10, what="the host is ready again")
+
+
+def test_a_lost_reply_to_a_dead_letter_makes_no_second_one(start_host: StartHost) -> None:
+    """A dead letter whose answer got lost is not written twice."""
+    host = start_host()
+    failed = fail_once(host.intake._source, "dead_letter", QueueUnavailable(), after=True)
+    host.client.xadd("q:acme", {"job": b"garbage"})
+    host.wait_acked()
+    assert_one_more_is_served(host)
     assert failed
+    assert host.dead_letters() == [("bad_format", b"garbage")]
+
+
+def test_a_store_outage_keeps_results_and_stops_receiving(start_host: StartHost) -> None:
+    """While the store refuses, results wait, readiness says so, and afterwards all are stored."""
+    host = start_host()
+    acme = host.results / "acme"
+    acme.write_text("a file where the tenant's directory should be")
+    job = seal()
+    host.send(job)
+    until(lambda: host.intake.readiness() == ["store_unavailable"], within_s=10, what="the outage is told")
+    assert host.client.xlen("q:acme") == 1
+    acme.unlink()
+    host.wait_stored(job)
+    until(lambda: not host.intake.readiness(), within_s=10, what="the host is ready again")

@@ -76,7 +76,7 @@ def environ(server: RedisServer, engine: PeerEngine, results: Path, tmp_path: Pa
         "MRGC_REGISTRY": str(registry),
         "MRGC_ENGINES": engine.address,
         "MRGC_WORKER_HTTP": f"127.0.0.1:{port}",
-        "MRGC_LEASE_S": "2",
+        "MRGC_LEASE_S": "1",
     }
 
 
