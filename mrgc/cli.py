@@ -1,4 +1,4 @@
-"""The `mrgc` command: submit texts, wait for results, fetch and open them.
+"""The `mrgc` command: submit texts, wait for results, fetch and open them; verify enclaves, write key policies.
 
 A shell around `mrgc.client`, which is imported only when a command runs: boto3, redis and obstore take half a second.
 Standard output carries one line per job, standard error one line per error, and no traceback for an error that mrgc
@@ -21,7 +21,10 @@ import typer
 
 from mrgc.cli_files import JOB_ID, open_input, read_arguments, read_sealed, write_private
 from mrgc.cli_lines import print_error_of, print_fetched, print_outcome, print_result, print_submitted
+from mrgc.cli_policy import app as policy_app
 from mrgc.cli_report import EPILOG, ExitCode, exit_code_of, gravest, print_error, progress
+from mrgc.cli_verify import EPILOG as VERIFY_EPILOG
+from mrgc.cli_verify import verify
 from mrgc.errors import InputFileError, MrgcError, ResultMissing, ResultRefused, TooLargeError
 from mrgc.inputs import DEFAULT_ITEMS_PER_JOB, LineFormat, read_jobs
 from mrgc.payloads import DEFAULT_LIFETIME_S, JobOptions
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
 _SUMMARY: Final = """Confidential batch inference: sealed jobs in, sealed results out.
 
 mrgc submit texts.txt > ids; mrgc wait - < ids; mrgc fetch - -o out < ids; mrgc open out/*.mrgc
+
+Before that: mrgc policy writes the key's policy, mrgc verify judges an enclave's document. Both have exit codes of
+their own: see their --help.
 
 Settings: MRGC_TENANT, MRGC_KEY_ARN, MRGC_QUEUE_URL, MRGC_RESULTS_URL, MRGC_MODEL, MRGC_STATE (records of submitted
 jobs), and AWS credentials as boto3 takes them.
@@ -194,6 +200,10 @@ def open_results(
             except (ResultRefused, ResultMissing) as error:
                 codes.add(_report(error, source, json_lines=json_lines))
     raise typer.Exit(gravest(codes))
+
+
+app.command(epilog=VERIFY_EPILOG)(verify)
+app.add_typer(policy_app, name="policy")
 
 
 def _client() -> Client:

@@ -1,7 +1,7 @@
 """What commands print on standard output: one line per job, as text for people or as JSON for programs.
 
-Called by `mrgc.cli`. May import: the standard library, mrgc.errors, mrgc.results, mrgc.spool, mrgc.submitted,
-mrgc.waiting.
+Called by `mrgc.cli` and its commands. May import: the standard library, mrgc.errors, mrgc.results, mrgc.spool,
+mrgc.submitted, mrgc.waiting.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def print_submitted(job: SubmittedJob, spooled: SpooledJob, *, json_lines: bool)
         "first_line": spooled.first_line,
         "last_line": spooled.last_line,
     }
-    _print(_json(fields) if json_lines else job.id)
+    print_line(_json(fields) if json_lines else job.id)
 
 
 def print_outcome(outcome: Outcome, *, json_lines: bool) -> None:
@@ -47,12 +47,12 @@ def print_outcome(outcome: Outcome, *, json_lines: bool) -> None:
     words = [outcome.job.id, outcome.state, outcome.code]
     if outcome.state is State.REFUSED:
         words.append("(unauthenticated hint)")
-    _print(_json(fields) if json_lines else " ".join(filter(None, words)))
+    print_line(_json(fields) if json_lines else " ".join(filter(None, words)))
 
 
 def print_fetched(job: SubmittedJob, path: Path, size_bytes: int, *, json_lines: bool) -> None:
     """Print where a sealed result was written."""
-    _print(_json({"job": job.id, "path": str(path), "bytes": size_bytes}) if json_lines else str(path))
+    print_line(_json({"job": job.id, "path": str(path), "bytes": size_bytes}) if json_lines else str(path))
 
 
 def print_result(result: OpenedResult, path: Path | None, *, json_lines: bool) -> None:
@@ -72,22 +72,23 @@ def print_result(result: OpenedResult, path: Path | None, *, json_lines: bool) -
         "created": result.created,
     }
     if path is not None:
-        _print(_json(fields | {"path": str(path)}) if json_lines else str(path))
+        print_line(_json(fields | {"path": str(path)}) if json_lines else str(path))
     else:
         body = result.json()
-        _print(_json(fields | {"body": body} if json_lines else body))
+        print_line(_json(fields | {"body": body} if json_lines else body))
 
 
 def print_error_of(source: str, error: MrgcError) -> None:
     """Print the error of one job or file as JSON; its text goes to standard error."""
-    _print(_json({"source": source, "error": error.code}))
+    print_line(_json({"source": source, "error": error.code}))
 
 
 def _json(value: object) -> str:
     return json.dumps(value)
 
 
-def _print(text: str) -> None:
+def print_line(text: str) -> None:
+    """Print text and a line end."""
     # At once: the reader of a pipe may act on a line while the command goes on.
     sys.stdout.write(text + "\n")
     sys.stdout.flush()

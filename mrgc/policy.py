@@ -18,9 +18,9 @@ from mrgc.wire.headers import KEY_ARN, TENANT, USE_JOB
 _PCR_BYTES: Final = 48  #: SHA-384.
 _NONE: Final[Mapping[int, bytes]] = MappingProxyType({})
 
-_PRINCIPAL: Final = re.compile(r"arn:aws[a-z-]{0,20}:iam::[0-9]{12}:(root|(user|role)/[A-Za-z0-9+=,.@_/-]{1,512})")
-_ACCOUNT: Final = re.compile(r"[0-9]{12}")
-_ROLE: Final = re.compile(r"arn:(?P<partition>aws[a-z-]{0,20}):iam::[0-9]{12}:role/[A-Za-z0-9+=,.@_/-]{1,512}")
+PRINCIPAL: Final = re.compile(r"arn:aws[a-z-]{0,20}:iam::[0-9]{12}:(root|(user|role)/[A-Za-z0-9+=,.@_/-]{1,512})")
+ACCOUNT: Final = re.compile(r"[0-9]{12}")
+ROLE: Final = re.compile(r"arn:(?P<partition>aws[a-z-]{0,20}):iam::[0-9]{12}:role/[A-Za-z0-9+=,.@_/-]{1,512}")
 
 #: The condition key whose value is PCR0, in hex; `PCR_CONDITION` with 0 is the same register.
 IMAGE_CONDITION: Final = "kms:RecipientAttestation:ImageSha384"
@@ -69,8 +69,8 @@ def account_root(account: str, *, service_role: str) -> str:
     Raises:
         ConfigError: the account is not 12 digits, or the role is not of its form.
     """
-    role = _ROLE.fullmatch(service_role)
-    if role is None or _ACCOUNT.fullmatch(account) is None:
+    role = ROLE.fullmatch(service_role)
+    if role is None or ACCOUNT.fullmatch(account) is None:
         raise ConfigError("key policy: account or service_role is not of its form")
     return f"arn:{role['partition']}:iam::{account}:root"
 
@@ -105,8 +105,8 @@ def key_policy(  # noqa: PLR0913 - one keyword per term of the policy
     _ensure_measurements({0: pcr0, **further_pcrs})
     for name, value, pattern in (
         ("tenant", tenant, TENANT),
-        ("tenant_principal", tenant_principal, _PRINCIPAL),
-        ("service_role", service_role, _ROLE),
+        ("tenant_principal", tenant_principal, PRINCIPAL),
+        ("service_role", service_role, ROLE),
     ):
         if pattern.fullmatch(value) is None:
             raise ConfigError(f"key policy: {name} is not of its form")

@@ -1,9 +1,9 @@
-"""The tenant's own calls to AWS KMS: make a data key, unwrap one. Unattested, by the tenant's principal.
+"""The tenant's own calls to AWS KMS: make a data key, unwrap one, read the key's policy and grants.
 
-Used by `mrgc.data_keys` alone. The enclave has a KMS client of its own (attested Decrypt, TLS over vsock); the two
-share nothing, because they trust different things.
+Unattested, by the tenant's principal. Used by `mrgc.data_keys` and `mrgc.cli_policy` alone. The enclave has a KMS
+client of its own (attested Decrypt, TLS over vsock); the two share nothing, because they trust different things.
 
-May import: boto3, botocore, mrgc.errors, mrgc.wire, mrgc.client_settings.
+May import: boto3, botocore, mrgc.errors, mrgc.wire, mrgc.client_settings, mrgc.policy_review.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from botocore.exceptions import (
 
 from mrgc.client_settings import AwsAccess
 from mrgc.errors import AuthenticationError, ConfigError, KeyAccessError, KeyBusyError, MrgcError
+from mrgc.policy_review import Grant
 from mrgc.wire.headers import KEY_ARN, MAX_EDK_BYTES
 from mrgc.wire.sealed import DATA_KEY_BYTES
 
@@ -116,6 +117,46 @@ class TenantKms:
         except (BotoCoreError, ClientError) as error:
             raise _as_mrgc_error(error) from error
         return _checked(answer.get("Plaintext", b""), answer.get("KeyId"), self._key_arn)
+
+    def policy(self) -> str:
+        """Return the key's live policy (KMS GetKeyPolicy).
+
+        Raises:
+            KeyAccessError: KMS refuses; a key of another account has no policy that one could read.
+            KeyBusyError: KMS does not answer, or its answer is incomplete.
+            ConfigError: there are no AWS credentials.
+        """
+        self.calls += 1
+        try:
+            answer = self._kms.get_key_policy(KeyId=self._key_arn, PolicyName="default")
+        except (BotoCoreError, ClientError) as error:
+            raise _as_mrgc_error(error) from error
+        if not answer.get("Policy"):
+            raise KeyBusyError("the answer of kms is incomplete")
+        return answer["Policy"]
+
+    def grants(self) -> list[Grant]:
+        """Return every grant on the key (KMS ListGrants, all pages).
+
+        Raises:
+            KeyAccessError: KMS refuses.
+            KeyBusyError: KMS does not answer, or its answer is incomplete.
+            ConfigError: there are no AWS credentials.
+        """
+        self.calls += 1
+        found: list[Grant] = []
+        try:
+            for page in self._kms.get_paginator("list_grants").paginate(KeyId=self._key_arn):
+                # botocore reads an answer that was cut off as an empty success: no grants, where there may be some.
+                if "Grants" not in page:
+                    raise KeyBusyError("the answer of kms is incomplete")
+                found += (
+                    Grant(each.get("GranteePrincipal", ""), tuple(sorted(each.get("Operations", ()))))
+                    for each in page["Grants"]
+                )
+        except (BotoCoreError, ClientError) as error:
+            raise _as_mrgc_error(error) from error
+        return found
 
     def close(self) -> None:
         """Close the connections to KMS."""

@@ -103,6 +103,12 @@ def verify_chain(cabundle: Sequence[bytes], certificate: bytes, *, root: Root, a
         raise UntrustedChain("a certificate lacks an extension, or has one that cannot be read") from err
 
 
+def validity(certificates: Sequence[bytes]) -> tuple[datetime, datetime]:
+    """Return the first and the last moment at which every certificate (DER) of a verified chain is valid."""
+    parsed = [x509.load_der_x509_certificate(der) for der in certificates]
+    return max(each.not_valid_before_utc for each in parsed), min(each.not_valid_after_utc for each in parsed)
+
+
 def _ensure_profile(certificate: x509.Certificate, at: datetime) -> None:
     """Hold what every certificate of the chain must be: v3, P-384, signed with SHA-384, valid at `at`."""
     key = certificate.public_key()

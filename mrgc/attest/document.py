@@ -19,6 +19,7 @@ from mrgc.errors import DocumentFormatError, DocumentKindError
 
 PCR_BYTES: Final = 48  #: SHA-384, the only digest that Nitro uses.
 MAX_PCRS: Final = 32  #: Indices 0..31.
+IMAGE_PCRS: Final = (0, 1, 2)  #: The whole image, kernel and boot, application; zero in debug mode.
 MAX_CERTIFICATE_BYTES: Final = 1024
 MAX_CABUNDLE: Final = 8  #: Genuine bundles have four entries.
 MAX_FIELD_BYTES: Final = 1024  #: public_key, user_data, nonce.

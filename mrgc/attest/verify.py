@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
-from datetime import datetime
-from typing import Final, Never
+from datetime import UTC, datetime
+from typing import Final, Never, final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
@@ -17,9 +17,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from mrgc.attest import cose
 from mrgc.attest.chain import Root, verify_chain
-from mrgc.attest.document import MAX_PCRS, PCR_BYTES, AttestationDocument, Kind, parse_document
+from mrgc.attest.document import IMAGE_PCRS, MAX_PCRS, PCR_BYTES, AttestationDocument, Kind, parse_document
 from mrgc.errors import (
     DebugDocument,
+    DocumentFormatError,
     DocumentKindError,
     DocumentStale,
     NonceMismatch,
@@ -32,7 +33,6 @@ MAX_AHEAD_S: Final = 60
 #: AWS: KMS API, RecipientInfo: the document's public key is RSA; docs/spec.md §6 uses 2048 bits.
 RSA_KEY_BITS: Final = range(2048, 4096 + 1)
 
-_IMAGE_PCRS: Final = (0, 1, 2)
 _SEAL: Final = object()
 
 
@@ -76,16 +76,22 @@ class _Verified:
         raise TypeError("a verified document does not leave its process")
 
 
+@final
+@dataclass(frozen=True, slots=True)
 class VerifiedDocument(_Verified):
     """An enclave's document; only `verify_enclave_document` makes one."""
 
-    __slots__ = ()
+    def __init_subclass__(cls) -> Never:
+        raise TypeError("a verified document has no other kinds")
 
 
+@final
+@dataclass(frozen=True, slots=True)
 class VerifiedTpmDocument(_Verified):
     """An instance's NitroTPM document; only `verify_nitrotpm_document` makes one."""
 
-    __slots__ = ()
+    def __init_subclass__(cls) -> Never:
+        raise TypeError("a verified document has no other kinds")
 
 
 def verify_enclave_document(
@@ -104,7 +110,7 @@ def verify_enclave_document(
     """
     document = _verify(data, kind=Kind.ENCLAVE, root=root, at=at)
     # A debug enclave has real values in PCR3 and PCR4, so pinning those alone would admit it.
-    if not policy.allow_debug and not all(any(document.pcrs.get(index, b"")) for index in _IMAGE_PCRS):
+    if not policy.allow_debug and not all(any(document.pcrs.get(index, b"")) for index in IMAGE_PCRS):
         raise DebugDocument("the enclave's image is not measured: debug mode")
     return VerifiedDocument(document, _judge(document, at=at, policy=policy), _SEAL)
 
@@ -121,6 +127,22 @@ def verify_nitrotpm_document(
     return VerifiedTpmDocument(document, _judge(document, at=at, policy=policy), _SEAL)
 
 
+def claimed_time(data: bytes | bytearray | memoryview, *, kind: Kind) -> datetime:
+    """Return what a document says of its own time, for archived records, which are judged at that time.
+
+    Nothing is authenticated here. Passed to the verifier as `at`, the time is covered by the signature that it checks.
+
+    Raises:
+        DocumentFormatError: not a document, or its time is out of the calendar.
+        DocumentKindError: a document of the other kind.
+    """
+    timestamp_ms = parse_document(cose.parse_sign1(data).payload, kind=kind).timestamp_ms
+    try:
+        return datetime.fromtimestamp(timestamp_ms / 1000, UTC)
+    except (OverflowError, ValueError, OSError) as err:
+        raise DocumentFormatError("timestamp") from err
+
+
 def _verify(data: bytes | bytearray | memoryview, *, kind: Kind, root: Root, at: datetime) -> AttestationDocument:
     if at.tzinfo is None:
         raise ValueError("the time of verification has no time zone")
@@ -135,8 +157,9 @@ def _verify(data: bytes | bytearray | memoryview, *, kind: Kind, root: Root, at:
 
 def _judge(document: AttestationDocument, *, at: datetime, policy: Policy) -> RSAPublicKey | None:
     """Apply the policy; return the parsed public key if the policy demands one."""
-    if any(document.pcrs.get(index) != value for index, value in policy.pcrs.items()):
-        raise PcrMismatch("a PCR is not the policy's")
+    for index, value in policy.pcrs.items():
+        if document.pcrs.get(index) != value:
+            raise PcrMismatch(f"PCR{index} is not the policy's")
     if policy.nonce is not None and document.nonce != policy.nonce:
         raise NonceMismatch("the document does not answer this nonce")
     age_s = at.timestamp() - document.timestamp_ms / 1000
