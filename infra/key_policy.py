@@ -3,8 +3,9 @@
 Implements what the key policies of docs/spec.md §7 need, by the rules of AWS: IAM User Guide, "Policy evaluation
 logic" and "JSON policy elements": an explicit Deny wins, everything else is denied by default. Whatever this module
 does not know fails closed: an Allow with an unknown operator or condition key does not match, a Deny does, and a policy
-with an unknown element is refused as a whole. There are no IAM identity policies here, so a statement that allows an
-account's root delegates to nobody but root. Called by `infra.kms_service`. May import: the standard library.
+with an unknown element is refused as a whole. There are no IAM identity policies here: a statement that allows an
+account's root delegates to those principals of the account that are its administrators, and to nobody else. Called by
+`infra.kms_service`. May import: the standard library.
 """
 
 from __future__ import annotations
@@ -41,12 +42,14 @@ class AccessRequest:
         action: for example `kms:Decrypt`.
         resource: the key's ARN.
         conditions: value of every other condition key that is present in this call.
+        is_administrator: whether the caller's own IAM policies allow whatever a key policy leaves to its account.
     """
 
     principal: str
     action: str
     resource: str
     conditions: Mapping[str, str]
+    is_administrator: bool = False
 
     def value(self, key: str) -> str | None:
         """Return the value of a condition key; None when the call has none."""
@@ -88,17 +91,19 @@ class Statement:
     def matches(self, request: AccessRequest) -> bool:
         """Return whether the statement applies, taking what is unknown against the caller."""
         return (
-            any(self._names(principal, request.principal) for principal in self.principals)
+            any(self._names(principal, request) for principal in self.principals)
             and any(_is_like(action.lower(), request.action.lower()) for action in self.actions)
             and any(_is_like(resource, request.resource) for resource in self.resources)
             and all(self._counts(condition.holds(request)) for condition in self.conditions)
         )
 
-    def _names(self, principal: str, caller: str) -> bool:
-        if principal in {"*", caller}:
+    def _names(self, principal: str, request: AccessRequest) -> bool:
+        if principal in {"*", request.principal}:
             return True
         account = _ACCOUNT.fullmatch(principal)
-        return account is not None and not self.allow and caller.split(":")[4] == account[1]
+        if account is None or request.principal.split(":")[4] != account[1]:
+            return False
+        return request.is_administrator or not self.allow
 
     def _counts(self, holds: bool | None) -> bool:
         return not self.allow if holds is None else holds

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -22,11 +22,17 @@ _REGION: Final = re.compile(r"[a-z0-9-]{5,30}")
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who signs with one access key: a user, or a role (aws:PrincipalArn of its sessions)."""
+    """Who signs with one access key: a user, or a role (aws:PrincipalArn of its sessions).
+
+    Attributes:
+        is_administrator: IAM, as far as there is any: whether a key policy that allows this principal's account
+            allows this principal.
+    """
 
     arn: str
     secret: str = field(repr=False)
     session_token: str | None = field(default=None, repr=False)
+    is_administrator: bool = False
 
     def __post_init__(self) -> None:
         if _PRINCIPAL_ARN.fullmatch(self.arn) is None:
@@ -67,10 +73,7 @@ class KmsConfig:
 
 def write_config(path: Path, config: KmsConfig) -> None:
     """Write the configuration file; mode 0600, because it holds the principals' secrets."""
-    principals = {
-        access_key: {"arn": each.arn, "secret": each.secret, "session_token": each.session_token}
-        for access_key, each in config.principals.items()
-    }
+    principals = {access_key: asdict(each) for access_key, each in config.principals.items()}
     fields = {
         "state": str(config.state),
         "nsm_root": str(config.nsm_root),

@@ -46,6 +46,7 @@ class KmsService:
             "GenerateDataKey": self._generate_data_key,
             "GenerateRandom": self._generate_random,
             "GetKeyPolicy": self._get_key_policy,
+            "ListGrants": self._list_grants,
             "PutKeyPolicy": self._put_key_policy,
         }
 
@@ -104,6 +105,13 @@ class KmsService:
         _ensure_acceptable(policy, key, caller)
         self._store.put_policy(key, policy)
         return {}
+
+    def _list_grants(self, members: Members, caller: Caller) -> Answer:
+        """Answer an empty list: there is no CreateGrant here."""
+        members.ensure_only("KeyId", "Limit", "Marker")
+        key = self._key(members.text("KeyId"), caller)
+        _authorise("ListGrants", key, caller)
+        return {"Grants": [], "Truncated": False}
 
     # --- cryptography --------------------------------------------------------------------------------------------
 
@@ -187,6 +195,7 @@ def _authorise(
         action=f"kms:{operation}",
         resource=key.arn,
         conditions=conditions | dict(recipient.conditions if recipient else {}),
+        is_administrator=caller.principal.is_administrator,
     )
     if not is_allowed(key.parsed_policy(), request):
         raise access_denied(
@@ -196,7 +205,9 @@ def _authorise(
 
 def _ensure_acceptable(policy: str, key: Key, caller: Caller) -> None:
     """Refuse a policy that does not parse, or that would lock its author out (AWS: PutKeyPolicy, safety check)."""
-    request = AccessRequest(caller.principal.arn, "kms:PutKeyPolicy", key.arn, {})
+    request = AccessRequest(
+        caller.principal.arn, "kms:PutKeyPolicy", key.arn, {}, is_administrator=caller.principal.is_administrator
+    )
     try:
         keeps_control = is_allowed(parse_policy(policy), request)
     except PolicyError as err:

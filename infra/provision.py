@@ -27,7 +27,6 @@ from mrgc.policy import key_policy
 
 REGION: Final = "eu-west-1"
 SERVICE_ROLE: Final = "arn:aws:iam::111122223333:role/mrgc-worker"
-_TENANT_ACCOUNT: Final = "444455556666"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,10 @@ class Stack:
 
 def kms_config(stack: Stack) -> Path:
     """Write the local KMS's configuration, with one principal per tenant and one for the service."""
-    holders = {each["access_key"]: Principal(each["arn"], each["secret"]) for each in _credentials(stack).values()}
+    holders = {
+        each["access_key"]: Principal(each["arn"], each["secret"], is_administrator=name != "service")
+        for name, each in _credentials(stack).items()
+    }
     (stack.directory / "kms").mkdir(exist_ok=True)
     config = KmsConfig(
         state=stack.directory / "kms",
@@ -163,7 +165,7 @@ def _credentials(stack: Stack) -> dict[str, dict[str, str]]:
     file = stack.directory / "principals.json"
     known: dict[str, dict[str, str]] = json.loads(file.read_text()) if file.exists() else {}
     arns = {"service": SERVICE_ROLE} | {
-        tenant: f"arn:aws:iam::{_TENANT_ACCOUNT}:role/{tenant}" for tenant in stack.tenants
+        tenant: f"arn:aws:iam::{_account(tenant)}:role/{tenant}" for tenant in stack.tenants
     }
     missing = {
         name: {"arn": arn, "access_key": f"AKIA{secrets.token_hex(8).upper()}", "secret": secrets.token_urlsafe(30)}
@@ -174,6 +176,11 @@ def _credentials(stack: Stack) -> dict[str, dict[str, str]]:
         known |= missing
         replace_file(file, json.dumps(known, indent=1).encode())
     return known
+
+
+def _account(tenant: str) -> str:
+    """Return 12 digits of the tenant's own: an administrator reaches every key of his account."""
+    return f"{int.from_bytes(hashlib.sha256(tenant.encode()).digest()[:5]) % 10**12:012d}"
 
 
 def _aws_env(holder: dict[str, str]) -> dict[str, str]:
