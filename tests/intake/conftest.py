@@ -18,6 +18,7 @@ from tests.waiting import until
 from worker.composition import build_intake
 from worker.intake import Intake
 from worker.settings import WorkerSettings
+from worker.sources.redis_admin import RedisAdmin
 from worker.sources.redis_streams import Client, RedisStreams, connect
 
 LEASE_S = 30.0
@@ -117,6 +118,10 @@ class Host:
     def wait_acked(self, tenant: str = "acme") -> None:
         """Wait until the tenant's queue is empty."""
         until(lambda: self.client.xlen(f"q:{tenant}") == 0, within_s=10, what="the queue is empty")
+
+    def leased(self, tenant: str = "acme") -> int:
+        """Messages of a tenant that somebody leases; 0 before the group was made."""
+        return RedisAdmin(self.client).backlog([tenant])[tenant].pending
 
     def dead_letters(self, tenant: str = "acme") -> list[tuple[str, bytes]]:
         """Reasons and jobs of a tenant's dead letters."""

@@ -63,7 +63,7 @@ def test_back_pressure_leaves_the_rest_in_the_queue(start_host: StartHost, engin
     host = start_host(max_inflight_jobs=10, max_batch_jobs=4)
     jobs = [seal() for _ in range(50)]
     host.send(*jobs)
-    until(lambda: host.client.xpending("q:acme", "gpu")["pending"] == 10, within_s=10, what="the bound is reached")
+    until(lambda: host.leased() == 10, within_s=10, what="the bound is reached")
     engine.may_answer.set()
     host.wait_stored(*jobs)
 
@@ -159,7 +159,7 @@ def test_an_outage_behind_the_engine_counts_against_no_job(start_host: StartHost
     host.send(*jobs[1:])
     until(lambda: len(engine.batches) >= 5, within_s=20, what="some tries failed")
     # Only what it takes to see whether the outage is over was received.
-    assert host.client.xpending("q:acme", "gpu")["pending"] <= 4
+    assert host.leased() <= 4
     away[0] = False
     host.wait_stored(*jobs, within_s=20)
     assert host.dead_letters() == []
