@@ -8,7 +8,7 @@ May import: the standard library, cbor2, mrgc.errors.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Never
 
 import cbor2
 
@@ -18,6 +18,24 @@ Buffer = bytes | bytearray | memoryview
 
 MAX_DEPTH: Final = 4  #: docs/spec.md §0; the outer map counts as 1.
 _UINT_END: Final = 1 << 64  #: RFC 8949 §3.1: a larger integer would need a tag, which the subset has not.
+
+
+def _refuse_tag(*_: object) -> Never:
+    raise ValueError("tag")
+
+
+class _EveryTag(dict[int, Any]):
+    """Leads every tag to its refusal.
+
+    Left alone, cbor2 builds what a tag asks for before we can judge it: tag 35 compiles a regular expression, seconds
+    of work and megabytes in `re`'s cache for one frame header of a stranger, and tag 36 parses a MIME message.
+    """
+
+    def __missing__(self, tag: int) -> Any:
+        return _refuse_tag
+
+
+_TAGS: Final = _EveryTag()
 
 
 def encode(value: Any) -> bytes:
@@ -48,7 +66,14 @@ def decode(data: Buffer, *, max_depth: int = MAX_DEPTH, booleans: bool = False) 
     """
     raw = bytes(data)
     try:
-        value = cbor2.loads(raw, max_depth=max_depth, allow_indefinite=False, allow_duplicate_keys=False)
+        value = cbor2.loads(
+            raw,
+            max_depth=max_depth,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+            semantic_decoders=_TAGS,
+            strict_hashable_types=True,  # hashes of integers and arrays can be predicted, and made to collide
+        )
         _ensure_subset(value, max_depth, booleans=booleans)
         # A dict keeps the received order, so plain re-encoding reproduces the input if and only if every length
         # and integer was minimal and nothing trails; _ensure_subset has judged the order itself.
