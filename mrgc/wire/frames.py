@@ -88,7 +88,9 @@ def decode(body: Buffer) -> Frame:
     op, frame_id, sizes = fields.pop("op", None), fields.pop("id", None), fields.pop("sizes", None)
     if type(op) is not str or type(frame_id) is not int:
         raise FormatError("frame header lacks op or id")
-    if sizes is None and "code" in fields:
+    if "code" in fields:
+        if sizes is not None:
+            raise FormatError("frame header has both code and sizes")
         sizes = []
     return Frame(op, frame_id, fields, _cut(view[start:], sizes))
 
