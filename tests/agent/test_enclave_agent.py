@@ -117,19 +117,17 @@ def test_a_restarted_agent_uses_the_token_of_the_file(enclave: RunningEnclave, t
 def test_a_restarted_enclave_gets_a_new_token(tmp_path: Path, pki: Path, kms: Kms) -> None:
     """Every boot has a token of its own, and credentials are sent to each."""
     path, token_file = tmp_path / "e.sock", tmp_path / "token"
-    source = Role()
-    enclave = RunningEnclave(path, LocalNsm(pki, PCRS), kms)
+    source, nsm = Role(), LocalNsm(pki, PCRS)
     with agent_of(path, token_file, source) as collector:
-        until(is_serving(collector), within_s=10, what="the first boot")
-        first, boot = read_token(token_file), collector.snapshot.health
-        enclave.stop()
+        with RunningEnclave(path, nsm, kms):
+            until(is_serving(collector), within_s=10, what="the first boot")
+            first, boot = read_token(token_file), collector.snapshot.health
         until(lambda: collector.snapshot.health is None, within_s=10, what="the loss to be noticed")
-        enclave = RunningEnclave(path, LocalNsm(pki, PCRS), kms)
-        until(is_serving(collector), within_s=10, what="the second boot")
-        assert boot is not None
-        assert collector.snapshot.health is not None
-        assert collector.snapshot.health.boot != boot.boot
-    enclave.stop()
+        with RunningEnclave(path, nsm, kms):
+            until(is_serving(collector), within_s=10, what="the second boot")
+            assert boot is not None
+            assert collector.snapshot.health is not None
+            assert collector.snapshot.health.boot != boot.boot
     assert read_token(token_file) not in (first, None)
     assert source.asked == 2
 

@@ -30,9 +30,8 @@ def kms(tmp_path_factory: pytest.TempPathFactory, pki: Path) -> Iterator[Kms]:
 @pytest.fixture
 def enclave(tmp_path: Path, pki: Path, kms: Kms) -> Iterator[RunningEnclave]:
     """Run an enclave that has just booted."""
-    running = RunningEnclave(tmp_path / "e.sock", LocalNsm(pki, PCRS), kms)
-    yield running
-    running.stop()
+    with RunningEnclave(tmp_path / "e.sock", LocalNsm(pki, PCRS), kms) as running:
+        yield running
 
 
 @pytest.fixture
@@ -45,6 +44,5 @@ def caller(enclave: RunningEnclave) -> Iterator[Caller]:
 @pytest.fixture
 def reboot(tmp_path: Path, pki: Path, kms: Kms) -> Iterator[RunningEnclave]:
     """Run a second boot of the same image."""
-    running = RunningEnclave(tmp_path / "second.sock", LocalNsm(pki, PCRS), kms)
-    yield running
-    running.stop()
+    with RunningEnclave(tmp_path / "second.sock", LocalNsm(pki, PCRS), kms) as running:
+        yield running

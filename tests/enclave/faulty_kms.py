@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from infra.kms_tls import server_context
 
@@ -50,6 +50,12 @@ class FaultyKms:
         """Reach this server whatever the host."""
         self.dials.append(host)
         return socket.create_connection(self._listener.getsockname(), timeout=timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         """End every connection."""

@@ -232,8 +232,14 @@ class RunningEnclave:
         self._thread = threading.Thread(target=self.inner.serve, args=(listener,))
         self._thread.start()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def stop(self) -> None:
-        """Stop serving."""
+        """Stop serving; more than once is harmless."""
         self.inner.stop()
         self._thread.join(20)
         assert not self._thread.is_alive()

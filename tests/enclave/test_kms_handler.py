@@ -71,9 +71,8 @@ def attestation(pki: Path) -> Attestation:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyKms]:
     """Run a server that answers what a test scripts."""
-    started = FaultyKms(tmp_path_factory.mktemp("faulty"))
-    yield started
-    started.stop()
+    with FaultyKms(tmp_path_factory.mktemp("faulty")) as started:
+        yield started
 
 
 @pytest.fixture
@@ -304,12 +303,11 @@ def test_a_certificate_of_another_authority_is_refused_without_a_retry(
 
 def test_a_certificate_of_another_host_is_refused(tmp_path: Path, attestation: Attestation) -> None:
     """A server with a good certificate for another region is not this region's KMS."""
-    server = FaultyKms(tmp_path, ("us-east-1",))
-    rig = Rig(server, attestation)
-    assert type(rig.error(rig.good())) is KeyBusyError
-    assert (len(server.dials), server.requests) == (1, [])
-    rig.handler.close()
-    server.stop()
+    with FaultyKms(tmp_path, ("us-east-1",)) as server:
+        rig = Rig(server, attestation)
+        assert type(rig.error(rig.good())) is KeyBusyError
+        assert (len(server.dials), server.requests) == (1, [])
+        rig.handler.close()
 
 
 def test_an_unreachable_proxy_is_dialled_three_times(rig: Rig) -> None:

@@ -186,15 +186,12 @@ def test_a_false_kms_opens_nothing(
 ) -> None:
     """A KMS under an accepted certificate that makes up a data key, well formed or in the clear, opens no job."""
     key = kms.data_key()
-    false = FaultyKms(tmp_path)
-    running = RunningEnclave(tmp_path / "f.sock", LocalNsm(pki, PCRS), false)
-    public_key = running.inner._attestation.private_key.public_key()
-    forged = base64.b64encode(cms_encrypt.encrypt(b"\x42" * 32, public_key)).decode()
-    false.script = [answer(json.dumps(lie(key.key_arn, forged)).encode())]
-    with running.serving() as caller:
-        assert caller.open_codes([key.job(), key.job()]) == ["auth", "auth"]
-    running.stop()
-    false.stop()
+    with FaultyKms(tmp_path) as false, RunningEnclave(tmp_path / "f.sock", LocalNsm(pki, PCRS), false) as running:
+        public_key = running.inner._attestation.private_key.public_key()
+        forged = base64.b64encode(cms_encrypt.encrypt(b"\x42" * 32, public_key)).decode()
+        false.script = [answer(json.dumps(lie(key.key_arn, forged)).encode())]
+        with running.serving() as caller:
+            assert caller.open_codes([key.job(), key.job()]) == ["auth", "auth"]
 
 
 class FailingNsm(LocalNsm):
@@ -215,13 +212,11 @@ def test_an_answer_carries_a_code_and_no_text(
 ) -> None:
     """Whatever fails inside, the answer is `internal` and nothing more, the log names a class, the connection lives."""
     nsm = FailingNsm(pki, PCRS)
-    running = RunningEnclave(tmp_path / "f.sock", nsm, kms)
-    with running.serving() as caller:
+    with RunningEnclave(tmp_path / "f.sock", nsm, kms) as running, running.serving() as caller:
         nsm.failure = failure
         frames.send(caller.sock, ATTEST)
         raw = bytes(frames.recv_body(caller.sock, frames.recv_length(caller.sock)))
         assert raw == b"".join(frames.encode("attest", 9, {"code": "internal"}))[frames.LENGTH_BYTES :]
         nsm.failure = None
         assert caller.code(ATTEST) is None
-    running.stop()
     assert "canary" not in caplog.text

@@ -24,9 +24,9 @@ HEALTH = enclave_protocol.plain_request(1, Op.HEALTH)
 @pytest.fixture
 def impatient(tmp_path: Path, pki: Path, kms: Kms) -> Iterator[RunningEnclave]:
     """Run an enclave that waits a fraction of a second for its peers."""
-    running = RunningEnclave(tmp_path / "i.sock", LocalNsm(pki, PCRS), kms, limits=Limits(frame_s=0.3, stranger_s=0.3))
-    yield running
-    running.stop()
+    limits = Limits(frame_s=0.3, stranger_s=0.3)
+    with RunningEnclave(tmp_path / "i.sock", LocalNsm(pki, PCRS), kms, limits=limits) as running:
+        yield running
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,7 @@ def test_requests_on_many_connections_are_served_at_once(enclave: RunningEnclave
 def test_stopping_ends_idle_and_half_sent_connections(tmp_path: Path, pki: Path, kms: Kms) -> None:
     """Stop returns although peers are connected, and the listener is gone."""
     path = tmp_path / "s.sock"
-    running = RunningEnclave(path, LocalNsm(pki, PCRS), kms)
-    with running.serving() as idle, running.caller() as half:
+    with RunningEnclave(path, LocalNsm(pki, PCRS), kms) as running, running.serving() as idle, running.caller() as half:
         half.sock.sendall(b"\x00\x00")
         running.stop()
         assert idle.is_closed()
