@@ -22,7 +22,11 @@ MODELS := .cache/models
 # The demo's own file of texts, one per line: make demo FILE=my.txt
 FILE ?=
 
-.PHONY: help setup models demo test faults lint type bench all clean
+# How long `make fuzz` spends on each parser.
+SECONDS ?= 60
+FUZZ_STAMP := .venv/.fuzz-done
+
+.PHONY: help setup models demo test faults fuzz lint type bench all clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
@@ -51,6 +55,13 @@ test: models ## Run the whole test suite
 
 faults: models ## Run only the tests that kill processes in the middle of the work
 	@$(BIN)/python -m pytest -m faults tests/faults
+
+fuzz: $(FUZZ_STAMP) ## Fuzz every parser for SECONDS=60 each
+	@$(BIN)/python -m fuzz --seconds $(SECONDS)
+
+$(FUZZ_STAMP): $(STAMP)
+	@$(PIP) --no-build-isolation --editable '.[fuzz]'
+	@touch $@
 
 lint: $(STAMP) ## Check style, formatting and the import rules
 	@$(BIN)/ruff check
