@@ -188,9 +188,16 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_like(pattern: str, value: str) -> bool:
-    """Match with AWS's two wildcards, * and ?."""
-    parts = {"*": ".*", "?": "."}
-    return re.fullmatch("".join(parts.get(c) or re.escape(c) for c in pattern), value, re.DOTALL) is not None
+    """Match with AWS's two wildcards, * and ?.
+
+    A star takes as little as it can and never gives any back, which changes no answer: the parts between two stars
+    fit best where they fit first. Without that, twenty stars would keep the service busy for ever.
+    """
+    first, *rest = ("".join("." if c == "?" else re.escape(c) for c in part) for part in pattern.split("*"))
+    if rest:
+        *middle, last = rest
+        first += "".join(f"(?>.*?{part})" for part in middle) + f".*{last}"
+    return re.fullmatch(first, value, re.DOTALL) is not None
 
 
 def _is_arn_like(pattern: str, value: str) -> bool:
