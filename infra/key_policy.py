@@ -141,7 +141,7 @@ def parse_policy(text: str) -> Policy:
 def _statement(fields: Any) -> Statement:
     if not isinstance(fields, dict) or not fields.keys() <= _STATEMENT_KEYS:
         raise PolicyError("statement has an unknown element")
-    if fields.get("Effect") not in {"Allow", "Deny"}:
+    if fields.get("Effect") not in ("Allow", "Deny"):
         raise PolicyError("Effect is neither Allow nor Deny")
     conditions = fields.get("Condition", {})
     if not isinstance(conditions, dict) or not all(isinstance(each, dict) for each in conditions.values()):
