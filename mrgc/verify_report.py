@@ -107,7 +107,7 @@ def as_lines(accepted: Accepted) -> Iterator[str]:
         if any(document.pcrs[index]) or index in policy.pcrs:
             compared = "as demanded" if index in policy.pcrs else "not compared"
             yield f"{f'PCR{index}':13}{document.pcrs[index].hex()} ({compared})"
-    zero = [f"PCR{index}" for index in sorted(document.pcrs) if not any(document.pcrs[index])]
+    zero = [f"PCR{index}" for index in sorted(document.pcrs.keys() - policy.pcrs) if not any(document.pcrs[index])]
     if zero:
         yield f"zero         {' '.join(zero)}"
     yield f"public_key   {_shown(document.public_key)}"

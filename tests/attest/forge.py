@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -23,6 +23,9 @@ NOW: Final = datetime.fromtimestamp(NOW_S, UTC)
 MODULE_ID: Final = "i-0123456789abcdef0-enc0123456789abcdef"
 ES384: Final = bytes.fromhex("a1013822")
 PCR0: Final = b"\x11" * 48
+#: The PCRs of a good document.
+REGISTERS: Final = {0: PCR0, **{index: bytes([index + 1]) * 48 for index in range(1, 16)}}
+P384_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
 LIVE: Final = Policy(pcrs={0: PCR0}, nonce=None, max_age_s=300)
 #: Value that removes a field.
 ABSENT: Final = object()
@@ -100,7 +103,7 @@ def fields(pki: Pki, **changes: Any) -> dict[str, Any]:
         "module_id": MODULE_ID,
         "digest": "SHA384",
         "timestamp": NOW_S * 1000,
-        "pcrs": {0: PCR0, **{index: bytes([index + 1]) * 48 for index in range(1, 16)}},
+        "pcrs": REGISTERS,
         "certificate": pki.der[-1],
         "cabundle": pki.der[:-1],
         "public_key": None,
@@ -136,11 +139,13 @@ def accept(data: bytes, pki: Pki, *, policy: Policy = LIVE, at: datetime = NOW) 
 
 
 def cbor_map(pairs: Sequence[tuple[Any, Any]]) -> bytes:
-    """Encode a map as written, duplicate keys and all; values that are `bytes` subclasses of `Raw` go in verbatim."""
-    body = b"".join(
-        cbor2.dumps(key) + (value.data if isinstance(value, Raw) else cbor2.dumps(value)) for key, value in pairs
-    )
+    """Encode a map as written, duplicate keys and all; what is `Raw` goes in verbatim."""
+    body = b"".join(_encoded(key) + _encoded(value) for key, value in pairs)
     return bytes([0xB8, len(pairs)]) + body
+
+
+def _encoded(value: Any) -> bytes:
+    return value.data if isinstance(value, Raw) else cbor2.dumps(value)
 
 
 @dataclass(frozen=True)
@@ -148,3 +153,41 @@ class Raw:
     """CBOR that is already encoded."""
 
     data: bytes
+
+
+Make = Callable[[Pki], bytes]
+
+
+def changed(**changes: Any) -> Make:
+    """Change fields of a good document, and sign it anew."""
+    return lambda pki: document(pki, **changes)
+
+
+def with_signature(change: Callable[[bytes], bytes]) -> Make:
+    """Change the signature of a good document."""
+    return with_array(lambda parts: [*parts[:3], change(parts[3])])
+
+
+def with_array(change: Callable[[list[Any]], Any]) -> Make:
+    """Change the four parts of a good document."""
+    return lambda pki: cbor2.dumps(change(cbor2.loads(document(pki))))
+
+
+def with_header(protected: bytes, unprotected: Any = None) -> Make:
+    """Sign a good payload under another header."""
+    return lambda pki: sign(cbor2.dumps(fields(pki)), pki.leaf_key, protected=protected, unprotected=unprotected)
+
+
+def with_field(name: str, value: Any) -> Make:
+    """Append a field, whether or not its name is already there, and sign."""
+    return lambda pki: sign(cbor_map([*fields(pki).items(), (name, value)]), pki.leaf_key)
+
+
+def with_pcr_pairs(pairs: list[tuple[Any, Any]]) -> Make:
+    """Write the PCRs as pairs, duplicates and all, and sign."""
+
+    def make(pki: Pki) -> bytes:
+        changed = [(name, Raw(cbor_map(pairs)) if name == "pcrs" else value) for name, value in fields(pki).items()]
+        return sign(cbor_map(changed), pki.leaf_key)
+
+    return make

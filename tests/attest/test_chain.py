@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from infra.nsm_chain import ROOT, Level
+from infra.nsm_chain import ROOT
 from mrgc.attest.chain import verify_chain
 from mrgc.errors import UntrustedChain
-from tests.attest.forge import MODULE_ID, NOW_S, Pki, accept, below_root, builder_of, document, level, make_pki
+from tests.attest.forge import NOW_S, Pki, accept, below_root, builder_of, document, level, make_pki
 
 
 def refused(pki: Pki) -> None:
@@ -33,8 +33,6 @@ def test_the_forged_chain_is_good_when_nothing_is_changed() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(lambda der: der[::-1], id="reversed"),
-        pytest.param(lambda der: der[:-1], id="last dropped"),
         pytest.param(lambda der: [der[0], *der[2:]], id="one missing"),
         pytest.param(lambda der: der[1:], id="root missing"),
         pytest.param(lambda der: [der[0], der[0], *der[1:]], id="root twice"),
@@ -45,19 +43,9 @@ def test_the_forged_chain_is_good_when_nothing_is_changed() -> None:
     ],
 )
 def test_a_bundle_out_of_order_is_refused(pki: Pki, change: Callable[[list[bytes]], list[bytes]]) -> None:
-    """Mutant 7: the bundle is taken in its order, whole, or not at all."""
+    """The bundle is taken in its order, whole, or not at all; more in test_mutants."""
     with pytest.raises(UntrustedChain):
         accept(document(pki, cabundle=change(pki.der[:-1])), pki)
-
-
-def test_a_root_of_the_same_name_is_not_the_root(pki: Pki) -> None:
-    """Mutant 8: a self-made root with the pinned root's subject at the head of the bundle."""
-    namesake = make_pki()
-    assert namesake.chain[0].certificate.subject == pki.chain[0].certificate.subject
-    with pytest.raises(UntrustedChain):
-        accept(document(namesake), pki)
-    with pytest.raises(UntrustedChain):
-        accept(document(namesake, cabundle=[pki.der[0], *namesake.der[1:-1]]), pki)
 
 
 @pytest.mark.parametrize(
@@ -65,14 +53,14 @@ def test_a_root_of_the_same_name_is_not_the_root(pki: Pki) -> None:
     [("leaf", 3 * 3600, 3 * 3600 + 60), ("instance", 600, 700), ("zonal", 600, 700), ("regional", 600, 700)],
 )
 def test_any_expired_certificate_ends_the_chain(name: str, lifetime_s: int, age_s: int) -> None:
-    """Mutant 9: every certificate must be valid, not only the leaf."""
+    """Every certificate must be valid, not only the leaf."""
     changed = {name: level(name, lifetime_s=lifetime_s)}
     pki = make_pki(below_root(**changed), issued_s=NOW_S - age_s)
     refused(pki)
 
 
 def test_a_chain_of_the_future_is_refused() -> None:
-    """Mutant 9, the other side."""
+    """A certificate that is not yet valid is no better than an expired one."""
     refused(make_pki(issued_s=NOW_S + 60))
 
 
@@ -82,31 +70,6 @@ def test_the_last_second_of_validity_counts(pki: Pki) -> None:
     verify_chain(pki.der[:-1], pki.der[-1], root=pki.root, at=end)
     with pytest.raises(UntrustedChain):
         verify_chain(pki.der[:-1], pki.der[-1], root=pki.root, at=end + timedelta(seconds=1))
-
-
-LEVEL_FAULTS: Final[dict[str, dict[str, Level]]] = {
-    "leaf is a ca": {"leaf": level("leaf", is_ca=True)},
-    "leaf may not sign": {"leaf": level("leaf", signs_data=False)},
-    "regional path length 1": {"regional": level("regional", path_length=1)},
-    "regional path length 0": {"regional": level("regional", path_length=0)},
-    "zonal path length 0": {"zonal": level("zonal", path_length=0)},
-}
-
-
-@pytest.mark.parametrize("name", LEVEL_FAULTS)
-def test_a_certificate_outside_its_role_is_refused(name: str) -> None:
-    """Mutants 10, 11 and 12: issuers issue, leaves sign, and no path is longer than its issuer allowed."""
-    refused(make_pki(below_root(**LEVEL_FAULTS[name])))
-
-
-def test_a_leaf_cannot_issue_a_leaf() -> None:
-    """Mutant 11: one enclave signing for another by appending its own leaf to the bundle."""
-    refused(make_pki([*below_root(), level("leaf", common_name=f"{MODULE_ID}.evil")]))
-
-
-def test_an_intermediate_cannot_sign_a_document() -> None:
-    """Mutant 10: the instance's certificate, which genuinely chains, used as the leaf."""
-    refused(make_pki(below_root()[:3]))
 
 
 Change = Callable[[x509.CertificateBuilder], x509.CertificateBuilder]

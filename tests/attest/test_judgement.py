@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 import cbor2
@@ -10,17 +14,21 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from mrgc.attest.chain import validity
+from mrgc.attest.document import Kind
 from mrgc.attest.verify import (
     MAX_AHEAD_S,
     Policy,
     VerifiedDocument,
     VerifiedTpmDocument,
+    claimed_time,
     verify_enclave_document,
     verify_nitrotpm_document,
 )
 from mrgc.errors import (
     BadSignature,
     DebugDocument,
+    DocumentFormatError,
     DocumentKindError,
     DocumentStale,
     NonceMismatch,
@@ -159,10 +167,55 @@ def test_nothing_else_makes_a_verified_document(pki: Pki) -> None:
     for kind in (VerifiedDocument, VerifiedTpmDocument):
         with pytest.raises(TypeError, match="only the verifier"):
             kind(verified.document, None, object())
-    with pytest.raises(TypeError, match="leave its process"):
-        verified.__reduce__()
+    for leave in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="leave its process"):
+            leave(verified)
+    with pytest.raises(ValueError, match="seal"):
+        dataclasses.replace(verified)  # type: ignore[call-arg]
     with pytest.raises(AttributeError):
         verified.document = verified.document  # type: ignore[misc]
+
+
+def test_no_third_type_passes_for_a_verified_document(pki: Pki) -> None:
+    """Neither a subclass nor a change of class makes one kind pass for the other."""
+    verified = accept(document(pki), pki)
+    for kind in (VerifiedDocument, VerifiedTpmDocument):
+        with pytest.raises(TypeError, match="no other kinds"):
+            type("Forged", (kind,), {"__post_init__": lambda *_: None})
+    with pytest.raises((TypeError, AttributeError)):
+        verified.__class__ = VerifiedTpmDocument  # type: ignore[assignment]
+    assert type(verified) is VerifiedDocument
+
+
+def test_only_the_verifier_names_its_seal() -> None:
+    """No other module of the product gets at what makes verified documents."""
+    root = Path(__file__).parents[2]
+    sources = [path for name in ("mrgc", "enclave", "worker", "tasks", "infra") for path in (root / name).rglob("*.py")]
+    assert [path.name for path in sources if "_SEAL" in path.read_text()] == ["verify.py"]
+
+
+def test_a_document_tells_its_own_time_before_anything_is_believed(pki: Pki) -> None:
+    """Archived records are judged at the time they claim, which their signature then covers."""
+    assert claimed_time(document(pki), kind=Kind.ENCLAVE) == NOW
+    with pytest.raises(DocumentKindError):
+        claimed_time(document(pki), kind=Kind.NITROTPM)
+    with pytest.raises(DocumentFormatError):
+        claimed_time(document(pki, timestamp=2**64 - 1), kind=Kind.ENCLAVE)
+
+
+def test_the_validity_of_a_chain_is_that_of_its_shortest_certificate(pki: Pki) -> None:
+    """The leaf of three hours ends it; an intermediate that begins later begins it."""
+    leaf, instance = (pki.chain[index].certificate for index in (-1, -2))
+    assert validity(pki.der) == (leaf.not_valid_before_utc, leaf.not_valid_after_utc)
+    assert validity(pki.der[:-1]) == (instance.not_valid_before_utc, instance.not_valid_after_utc)
+    late = make_pki(issued_s=NOW_S + 600)
+    assert validity([*pki.der, late.der[0]])[0] == late.chain[0].certificate.not_valid_before_utc
+
+
+def test_a_refusal_names_the_register(pki: Pki) -> None:
+    """Whoever pins several registers learns which one differs."""
+    with pytest.raises(PcrMismatch, match="PCR8 "):
+        accept(document(pki), pki, policy=Policy(pcrs={0: PCR0, 8: PCR0}, nonce=None, max_age_s=300))
 
 
 def test_a_signature_of_another_key_is_refused(pki: Pki) -> None:
