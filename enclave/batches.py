@@ -3,7 +3,8 @@
 Every job has an outcome of its own, in order; one bad job never fails its batch mates. The checks run in the order of
 docs/spec.md §2, so whatever public bytes can decide costs no KMS call, and nothing is released before the tag.
 
-Called by `enclave.operations`. May import: the standard library, enclave, mrgc.errors, mrgc.wire.
+Called by `enclave.operations` and `enclave.json_protocol`. May import: the standard library, enclave, mrgc.errors,
+mrgc.wire.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 from enclave.attestation import Clock
 from enclave.counters import Counters
@@ -19,7 +20,7 @@ from enclave.data_keys import DataKey, DataKeys, KeyWish
 from enclave.key_cache import WrappedKey, wipe
 from enclave.socket_errors import socket_error
 from enclave.tickets import OPEN_PARENT, Tickets
-from mrgc.errors import MrgcError, TooLargeError, TrustFloorError, UnsupportedError
+from mrgc.errors import FormatError, MrgcError, TooLargeError, TrustFloorError, UnsupportedError
 from mrgc.wire import enclave_protocol, frames
 from mrgc.wire.enclave_protocol import Opened, SealRequest
 from mrgc.wire.frames import Frame
@@ -38,6 +39,18 @@ from mrgc.wire.strict_cbor import Buffer
 MAX_ANSWER_BYTES: Final = frames.MAX_FRAME_BYTES
 MAX_OUTCOME_BYTES: Final = 128  #: Of one job in an answer's header: at most 100 for its outcome, 5 for its size.
 MAX_OUTCOMES_BYTES: Final = 256  #: Of the rest of an answer's header, and its lengths.
+
+
+class OneOpened(NamedTuple):
+    """A job that passed every check, and the ticket to seal its result."""
+
+    job: SealedJob
+    ticket: bytes
+    #: In a buffer that its owner zeroes.
+    plaintext: bytearray
+
+    def __repr__(self) -> str:
+        return f"OneOpened(request={self.job.request.hex()}, plaintext of {len(self.plaintext)} bytes)"
 
 
 class Batches:
@@ -67,11 +80,29 @@ class Batches:
         now_s = self._clock.now_s()
         blobs = enclave_protocol.parse_open_batch(frame)
         room = _Room(len(blobs))
-        jobs = [_admit(blob, now_s, room) for blob in blobs]
-        with self._keys(job.header for job in jobs if isinstance(job, SealedJob)) as keys:
-            outcomes = [self._open_one(job, next(keys), now_s) if isinstance(job, SealedJob) else job for job in jobs]
-        self._count(outcomes, open_batches=1, jobs_opened=sum(isinstance(o, Opened) for o in outcomes))
+        outcomes = self._open_all([_admit(blob, now_s, room) for blob in blobs], now_s)
+        self._counters.add(open_batches=1)
         return enclave_protocol.open_batch_response(frame.id, outcomes)
+
+    def open_job(self, data: Buffer, *, tenant: str, key_arn: str) -> OneOpened:
+        """Open one sealed job for a caller who has named its tenant and key (docs/spec.md §8).
+
+        Raises:
+            FormatError: the job breaks its form, or is of another tenant or key.
+            MrgcError: any other code of a job of `open_batch`.
+        """
+        now_s = self._clock.now_s()
+        try:
+            job = _admitted(data, now_s)
+            if (job.header.tenant, job.header.key_arn) != (tenant, key_arn):
+                raise FormatError("job is of another tenant or key than its request")
+            with self._keys([job.header]) as keys:
+                opened = self._opened(job, next(keys), now_s)
+        except MrgcError as error:
+            self._count([socket_error(error)])
+            raise
+        self._count([], jobs_opened=1)
+        return opened
 
     def seal(self, frame: Frame) -> list[Buffer]:
         """Seal results of jobs that this boot has opened.
@@ -80,7 +111,28 @@ class Batches:
             FormatError: the request itself breaks docs/spec.md §6.
         """
         now_s = self._clock.now_s()
-        requests = enclave_protocol.parse_seal_batch(frame)
+        outcomes = self._seal_all(enclave_protocol.parse_seal_batch(frame), now_s)
+        self._counters.add(seal_batches=1)
+        return enclave_protocol.seal_batch_response(frame.id, outcomes)
+
+    def seal_result(self, request: SealRequest) -> bytes:
+        """Seal one result.
+
+        Raises:
+            MrgcError: any outcome of a result of `seal_batch` but success.
+        """
+        (outcome,) = self._seal_all([request], self._clock.now_s())
+        if isinstance(outcome, MrgcError):
+            raise outcome
+        return outcome
+
+    def _open_all(self, jobs: Sequence[SealedJob | MrgcError], now_s: float) -> list[Opened | MrgcError]:
+        with self._keys(job.header for job in jobs if isinstance(job, SealedJob)) as keys:
+            outcomes = [self._open_one(job, next(keys), now_s) if isinstance(job, SealedJob) else job for job in jobs]
+        self._count(outcomes, jobs_opened=sum(isinstance(o, Opened) for o in outcomes))
+        return outcomes
+
+    def _seal_all(self, requests: Sequence[SealRequest], now_s: float) -> list[bytes | MrgcError]:
         room = _Room(len(requests))
         headers = [self._authentic_header(request, now_s) for request in requests]
         with self._keys(header for header in headers if isinstance(header, JobHeader)) as keys:
@@ -88,18 +140,22 @@ class Batches:
                 _seal_one(request, header, next(keys), int(now_s), room) if isinstance(header, JobHeader) else header
                 for request, header in zip(requests, headers, strict=True)
             ]
-        self._count(outcomes, seal_batches=1, results_sealed=sum(isinstance(o, bytes) for o in outcomes))
-        return enclave_protocol.seal_batch_response(frame.id, outcomes)
+        self._count(outcomes, results_sealed=sum(isinstance(o, bytes) for o in outcomes))
+        return outcomes
 
     def _open_one(self, job: SealedJob, key: DataKey, now_s: float) -> Opened | MrgcError:
-        if isinstance(key, MrgcError):
-            return socket_error(key)
         try:
-            plaintext = open_job(job, data_key=key)
+            opened = self._opened(job, key, now_s)
         except MrgcError as error:
             return socket_error(error)
+        return Opened(job.request, opened.ticket, opened.plaintext)
+
+    def _opened(self, job: SealedJob, key: DataKey, now_s: float) -> OneOpened:
+        if isinstance(key, MrgcError):
+            raise key
+        plaintext = open_job(job, data_key=key)
         ticket = self._tickets.issue(OPEN_PARENT, request=job.request, aad=job.aad, now_s=now_s)
-        return Opened(job.request, ticket, plaintext)
+        return OneOpened(job, ticket, plaintext)
 
     def _authentic_header(self, result: SealRequest, now_s: float) -> JobHeader | MrgcError:
         try:
@@ -141,14 +197,19 @@ class _Room:
 
 
 def _admit(data: memoryview, now_s: float, room: _Room) -> SealedJob | MrgcError:
-    """Checks (1) to (3) of docs/spec.md §2: public bytes only."""
     try:
-        job = parse_job(data)
-        ensure_in_time(job.header, now_s)
-        _ensure_servable(job.header)
+        job = _admitted(data, now_s)
         room.take(job.body_bytes)
     except MrgcError as error:
         return socket_error(error)
+    return job
+
+
+def _admitted(data: Buffer, now_s: float) -> SealedJob:
+    """Checks (1) to (3) of docs/spec.md §2: public bytes only."""
+    job = parse_job(data)
+    ensure_in_time(job.header, now_s)
+    _ensure_servable(job.header)
     return job
 
 

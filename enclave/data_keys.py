@@ -1,9 +1,9 @@
 """Data keys for a batch: from the cache, or from KMS with one call per key however many threads want it.
 
-KMS calls run on threads of their own. A batch waits for its keys a bounded time; a key that comes later than that
-serves the next batch, and its jobs are answered `key_busy`.
+A batch waits for its keys a bounded time; a key that comes later than that serves the next batch, and its jobs are
+answered `key_busy`.
 
-Called by `enclave.operations`. May import: the standard library, enclave.key_cache, enclave.kms_budget, mrgc.errors.
+Called by `enclave.batches`. May import: the standard library, enclave, mrgc.errors.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 from enclave.counters import Counters
 from enclave.key_cache import KeyCache, Refused, WrappedKey, wipe
-from enclave.kms_budget import KmsBudget
-from mrgc.errors import InternalError, KeyAccessError, KeyBusyError, MrgcError
-
-KEY_WAIT_S: Final = 10.0  #: Longest that a batch waits for its keys: the bound on what one tenant's keys cost others.
-KMS_THREADS: Final = 16  #: Calls in flight, of all tenants; also the most connections to one region.
+from enclave.kms_calls import KEY_WAIT_S, KmsCalls
+from mrgc.errors import KeyAccessError, KeyBusyError, MrgcError
 
 #: Unwraps one key; raises the MrgcError that its jobs are answered with.
 Unwrap = Callable[[WrappedKey], bytearray]
@@ -49,25 +47,26 @@ class _Flight:
     wrapped: WrappedKey
     identity: bytes
     seats: list[_Seat] = field(default_factory=list)
+    #: Monotonic time just before KMS was asked.
+    asked_s: float = 0.0
 
 
 class DataKeys:
-    """Cache, single flight and budget around an `Unwrap`.
+    """Cache and single flight around an `Unwrap`.
 
     Args:
-        unwrap: asks KMS; called on threads of this object.
-        counters: gets kms_calls, kms_failures, kms_ms_total, key_cache_hits and key_cache_misses.
+        unwrap: asks KMS; called on threads of `calls`.
+        calls: makes the calls, within each tenant's budget.
+        counters: gets key_cache_hits and key_cache_misses.
     """
 
-    def __init__(self, unwrap: Unwrap, counters: Counters) -> None:
+    def __init__(self, unwrap: Unwrap, calls: KmsCalls, counters: Counters) -> None:
         self._unwrap = unwrap
+        self._calls = calls
         self._counters = counters
         self._lock = threading.Lock()
         self._cache = KeyCache()
-        self._budget: KmsBudget[_Flight] = KmsBudget()
         self._flights: dict[bytes, _Flight] = {}
-        self._is_closed = False
-        self._threads = ThreadPoolExecutor(KMS_THREADS, thread_name_prefix="kms")
 
     def obtain(self, wishes: Sequence[KeyWish]) -> list[DataKey]:
         """Return a key, or the error of its jobs, for each wish in order.
@@ -89,10 +88,7 @@ class DataKeys:
             self._cache.sweep(time.monotonic())
 
     def close(self) -> None:
-        """Let the calls in flight end, and zero every key."""
-        with self._lock:
-            self._is_closed = True
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Zero every key; the calls must have ended."""
         with self._lock:
             self._cache.clear()
 
@@ -108,42 +104,31 @@ class DataKeys:
                 return cached
             flight = self._flights.get(identity)
             if flight is None:
-                if self._is_closed or not self._budget.admit(wrapped.tenant, now_s):
-                    return KeyBusyError("tenant is over its rate of kms calls")
-                flight = self._flights[identity] = _Flight(wrapped, identity)
-                if self._budget.begin(wrapped.tenant, flight):
-                    self._threads.submit(self._fly, flight)
+                flight = _Flight(wrapped, identity)
+                try:
+                    self._calls.submit(wrapped.tenant, partial(self._ask, flight), partial(self._land, flight))
+                except KeyBusyError as error:
+                    return error
+                self._flights[identity] = flight
             seat = _Seat(wish.uses, Future())
             flight.seats.append(seat)
             return seat.key
 
-    def _fly(self, flight: _Flight) -> None:
-        asked_s = time.monotonic()
-        outcome: DataKey = InternalError("kms call failed without an answer")
-        try:
-            outcome = self._unwrap(flight.wrapped)
-        except MrgcError as error:
-            outcome = error
-        finally:
-            elapsed_ms = round((time.monotonic() - asked_s) * 1_000)
-            failures = int(isinstance(outcome, MrgcError))
-            self._counters.add(kms_calls=1, kms_failures=failures, kms_ms_total=elapsed_ms)
-            self._land(flight, outcome, asked_s)
+    def _ask(self, flight: _Flight) -> bytearray:
+        flight.asked_s = time.monotonic()
+        return self._unwrap(flight.wrapped)
 
-    def _land(self, flight: _Flight, outcome: DataKey, asked_s: float) -> None:
+    def _land(self, flight: _Flight, outcome: DataKey) -> None:
         tenant = flight.wrapped.tenant
         with self._lock:
             del self._flights[flight.identity]
             uses = sum(_seat_taken(seat, outcome) for seat in flight.seats)
             # Aged from before the question: never younger than KMS's answer.
             if isinstance(outcome, bytearray):
-                self._cache.put(tenant, flight.identity, outcome, uses=uses, answered_s=asked_s)
+                self._cache.put(tenant, flight.identity, outcome, uses=uses, answered_s=flight.asked_s)
                 wipe(outcome)
             elif type(outcome) is KeyAccessError:
-                self._cache.refuse(tenant, flight.identity, answered_s=asked_s)
-            following = self._budget.end(tenant)
-            if following is not None and not self._is_closed:
-                self._threads.submit(self._fly, following)
+                self._cache.refuse(tenant, flight.identity, answered_s=flight.asked_s)
 
 
 def _seat_taken(seat: _Seat, outcome: DataKey) -> int:

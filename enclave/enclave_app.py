@@ -21,6 +21,7 @@ from enclave.counters import Counters
 from enclave.credentials import CredentialStore
 from enclave.data_keys import DataKeys
 from enclave.hardening import harden
+from enclave.kms_calls import KmsCalls
 from enclave.kms_handler import KmsHandler
 from enclave.kms_regions import proxy_port
 from enclave.kms_transport import Dial
@@ -55,8 +56,16 @@ class Enclave:
         self._attestation.renew()
         credentials = CredentialStore()
         self._kms = KmsHandler(self._attestation, credentials, dial=dial, ca_file=ca_file)
-        self._data_keys = DataKeys(self._kms.unwrap, counters)
-        parts = Parts(self._attestation, credentials, self._kms, self._data_keys, counters)
+        self._kms_calls = KmsCalls(counters)
+        self._data_keys = DataKeys(self._kms.unwrap, self._kms_calls, counters)
+        parts = Parts(
+            attestation=self._attestation,
+            credentials=credentials,
+            kms=self._kms,
+            kms_calls=self._kms_calls,
+            data_keys=self._data_keys,
+            counters=counters,
+        )
         self._server = Server(Operations(parts), counters, limits)
         self._stopping = threading.Event()
 
@@ -74,6 +83,7 @@ class Enclave:
             self._stopping.set()
             for thread in threads:
                 thread.join()
+            self._kms_calls.close()
             self._data_keys.close()
             self._kms.close()
 

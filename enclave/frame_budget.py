@@ -11,10 +11,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Final
 
 CAPACITY_BYTES: Final = 256 << 20  #: docs/spec.md §6; the enclave's own memory is above it.
+STRANGERS_BYTES: Final = 96 << 20  #: Of these, at most so many for peers without the token: the engines keep the rest.
 #: Frames up to this length never wait, so that health and hello are answered under any load: with 64 connections they
 #: take 8 MiB at most.
 FREE_BYTES: Final = 64 << 10
@@ -25,32 +26,40 @@ class FrameBudget:
 
     Args:
         capacity_bytes: bytes of requests and answers held at once.
+        within: the budget that this one is a share of.
     """
 
-    def __init__(self, capacity_bytes: int = CAPACITY_BYTES) -> None:
+    def __init__(self, capacity_bytes: int = CAPACITY_BYTES, *, within: FrameBudget | None = None) -> None:
+        self._within = within
         self._left = capacity_bytes
         self._changed = threading.Condition()
         self._line: deque[object] = deque()
         self._is_closed = False
 
     @contextmanager
-    def admitted(self, length: int) -> Iterator[None]:
+    def admitted(self, length: int, *, copies: int = 2) -> Iterator[None]:
         """Hold the memory of a request of `length` bytes and of its answer while inside the block.
 
-        An answer is never longer than its request by more than the free frame: opening drops header and tag, and a
-        sealed result's header is shorter than the AAD and the ticket that come with the request to seal it.
+        Args:
+            length: bytes of the request.
+            copies: how many times that many bytes the request, its answer and what is made between them take.
+
+        A binary answer is never longer than its request by more than the free frame: opening drops header and tag, and
+        a sealed result's header is shorter than the AAD and the ticket that come with the request to seal it.
 
         Raises:
             ConnectionError: the enclave stops.
         """
-        cost = 0 if length <= FREE_BYTES else 2 * length
-        if cost:
-            self._take(cost)
-        try:
+        if length <= FREE_BYTES:
             yield
+            return
+        cost = copies * length
+        self._take(cost)
+        try:
+            with self._within.admitted(length, copies=copies) if self._within else nullcontext():
+                yield
         finally:
-            if cost:
-                self._give_back(cost)
+            self._give_back(cost)
 
     def close(self) -> None:
         """Turn away everyone who waits, and whoever comes."""

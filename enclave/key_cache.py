@@ -133,9 +133,9 @@ class KeyCache:
             del self._tenants[tenant]
 
 
-def wipe(key: bytearray) -> None:
+def wipe(secret: bytearray) -> None:
     """Overwrite a secret in place."""
-    key[:] = bytes(len(key))
+    secret[:] = bytes(len(secret))
 
 
 def _zero(entry: _Entry) -> None:

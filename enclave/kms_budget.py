@@ -3,7 +3,7 @@
 A tenant that sends every job under a key of its own costs KMS quota and threads that belong to all. Its calls are
 limited in rate, and at most a few are in flight; the rest of its own wait in its own line.
 
-Called by `enclave.data_keys`, which holds the lock. May import: the standard library.
+Called by `enclave.kms_calls`, which holds the lock. May import: the standard library.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final, Generic, TypeVar
 
 CALLS_PER_S: Final = 50.0  #: Of one tenant; KMS grants an account 5,500 and more. One that keeps to epochs needs few.
 BURST_CALLS: Final = 256.0  #: Four cold batches of 64 jobs, each with a key of its own.
-LANES: Final = 2  #: Calls of one tenant in flight, of the 16 of `enclave.data_keys`.
+LANES: Final = 2  #: Calls of one tenant in flight, of the 16 of `enclave.kms_calls`.
 MAX_TENANTS: Final = 4_096  #: Tenants remembered; beyond, calls are refused until one has been quiet for 5.2 s.
 
 Call = TypeVar("Call")

@@ -1,17 +1,19 @@
-"""Unwraps data keys with KMS, which releases them only to this enclave's measured image (docs/spec.md §7).
+"""Has KMS unwrap and make keys, which it does only for this enclave's measured image (docs/spec.md §7).
 
-The one operation is Decrypt with a Recipient: KMS checks the attestation document against the key's policy and answers
-encrypted to the document's RSA key. What comes back is believed only as far as docs/spec.md §7 allows; in particular
-an answer that carries a Plaintext came from something that ignores attestation, and is refused.
+The operations are Decrypt and, for the JSON protocol, GenerateDataKey, both with a Recipient: KMS checks the
+attestation document against the key's policy and answers encrypted to the document's RSA key. What comes back is
+believed only as far as docs/spec.md §7 allows; in particular an answer that carries a Plaintext came from something
+that ignores attestation, and is refused.
 
-Called by `enclave.data_keys`. May import: the standard library, boto3, botocore, enclave, mrgc.errors, mrgc.wire.
+Called by `enclave.data_keys` and `enclave.bare_payloads`. May import: the standard library, boto3, botocore, enclave,
+mrgc.errors, mrgc.wire.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import boto3.session
 from botocore.config import Config
@@ -24,10 +26,12 @@ from enclave.key_cache import WrappedKey, wipe
 from enclave.kms_regions import Endpoint, endpoint
 from enclave.kms_transport import READ_TIMEOUT_S, Dial, KmsTransport
 from mrgc.errors import AuthenticationError, KeyAccessError, KeyBusyError, MrgcError
+from mrgc.wire.headers import MAX_EDK_BYTES
 from mrgc.wire.sealed import DATA_KEY_BYTES
 
 if TYPE_CHECKING:
     from mypy_boto3_kms import KMSClient
+    from mypy_boto3_kms.type_defs import RecipientInfoTypeDef
 
 CALL_DEADLINE_S: Final = 6.0  #: One Decrypt with its retries; below the 10 s that a batch waits for its keys.
 _ATTEMPTS: Final = 3
@@ -62,8 +66,19 @@ _BUSY_CODES: Final = frozenset(
 )
 
 
+class MadeKey(NamedTuple):
+    """A data key that KMS has just made."""
+
+    edk: bytes
+    #: 32 bytes, in a buffer that its owner zeroes.
+    plaintext: bytearray
+
+    def __repr__(self) -> str:
+        return f"MadeKey(edk of {len(self.edk)} bytes)"
+
+
 class KmsHandler:
-    """Calls Decrypt in the region of each key.
+    """Calls KMS in the region of each key.
 
     Args:
         attestation: gives the document and the RSA key that answers are encrypted to.
@@ -97,20 +112,71 @@ class KmsHandler:
             KeyAccessError: KMS refuses the key.
             KeyBusyError: no answer now; never the job's fault.
         """
-        where = endpoint(wrapped.key_arn)
+        key = self.decrypt(wrapped)
+        if len(key) != DATA_KEY_BYTES:
+            wipe(key)
+            raise AuthenticationError
+        return key
+
+    def decrypt(self, wrapped: WrappedKey) -> bytearray:
+        """Have KMS decrypt a ciphertext of any plaintext length.
+
+        Returns:
+            1..4,096 bytes, in a buffer that its owner zeroes.
+
+        Raises:
+            AuthenticationError, KeyAccessError, KeyBusyError: as `unwrap`.
+        """
+        answer = self._call(
+            wrapped.key_arn,
+            lambda kms, recipient: kms.decrypt(
+                KeyId=wrapped.key_arn,
+                CiphertextBlob=wrapped.edk,
+                EncryptionContext=dict(wrapped.context),
+                EncryptionAlgorithm=_ALGORITHM,
+                Recipient=recipient,
+            ),
+        )
+        if answer.get("EncryptionAlgorithm") != _ALGORITHM:
+            raise AuthenticationError
+        return self._open(answer, wrapped.key_arn)
+
+    def make_key(self, key_arn: str, context: dict[str, str]) -> MadeKey:
+        """Have KMS make a data key for this enclave.
+
+        Raises:
+            AuthenticationError, KeyAccessError, KeyBusyError: as `unwrap`.
+        """
+        answer = self._call(
+            key_arn,
+            lambda kms, recipient: kms.generate_data_key(
+                KeyId=key_arn, KeySpec="AES_256", EncryptionContext=context, Recipient=recipient
+            ),
+        )
+        edk = answer.get("CiphertextBlob")
+        if type(edk) is not bytes or not 1 <= len(edk) <= MAX_EDK_BYTES:
+            raise AuthenticationError
+        key = self._open(answer, key_arn)
+        if len(key) != DATA_KEY_BYTES:
+            wipe(key)
+            raise AuthenticationError
+        return MadeKey(edk, key)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._transport.close()
+
+    def _call(
+        self, key_arn: str, ask: Callable[[KMSClient, RecipientInfoTypeDef], Mapping[str, Any]]
+    ) -> Mapping[str, Any]:
+        where = endpoint(key_arn)
         if not self._credentials.are_valid(self._attestation.clock.now_s()):
             raise KeyBusyError("no unexpired credentials are held")
         document = self._attestation.kms_document()
         client = self._client(where)
         try:
             with self._transport.deadline(CALL_DEADLINE_S):
-                answer = client.decrypt(
-                    KeyId=wrapped.key_arn,
-                    CiphertextBlob=wrapped.edk,
-                    EncryptionContext=dict(wrapped.context),
-                    EncryptionAlgorithm=_ALGORITHM,
-                    Recipient={"KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256", "AttestationDocument": document},
-                )
+                answer = ask(client, {"KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256", "AttestationDocument": document})
         except (BotoCoreError, ClientError) as error:
             self._has_answered = isinstance(error, ClientError)
             raise kms_error(error) from error
@@ -118,27 +184,14 @@ class KmsHandler:
             # What botocore's parser raises for a whole answer that is not of KMS's shape at all.
             raise AuthenticationError from None
         self._has_answered = True
-        return self._open(answer, wrapped.key_arn)
-
-    def close(self) -> None:
-        """Close the idle connections."""
-        self._transport.close()
+        return answer
 
     def _open(self, answer: Mapping[str, Any], key_arn: str) -> bytearray:
         # An empty answer is what botocore makes of a body that is not JSON: absence never counts as success.
         sealed_to_us = answer.get("CiphertextForRecipient")
-        if (
-            type(sealed_to_us) is not bytes
-            or answer.get("Plaintext")
-            or answer.get("KeyId") != key_arn
-            or answer.get("EncryptionAlgorithm") != _ALGORITHM
-        ):
+        if type(sealed_to_us) is not bytes or answer.get("Plaintext") or answer.get("KeyId") != key_arn:
             raise AuthenticationError
-        key = cms.open_enveloped(sealed_to_us, private_key=self._attestation.private_key)
-        if len(key) != DATA_KEY_BYTES:
-            wipe(key)
-            raise AuthenticationError
-        return key
+        return cms.open_enveloped(sealed_to_us, private_key=self._attestation.private_key)
 
     def _client(self, where: Endpoint) -> KMSClient:
         with self._lock:

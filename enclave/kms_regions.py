@@ -13,7 +13,7 @@ from mrgc.errors import KeyAccessError
 from mrgc.wire.headers import KEY_ARN
 
 #: Region → port of its vsock-proxy on the parent. A region that is not here is refused; each proxy needs as many
-#: workers as `enclave.data_keys` has threads (vsock-proxy --num_workers 16).
+#: workers as `enclave.kms_calls` has threads (vsock-proxy --num_workers 16).
 PROXY_PORTS: Final[Mapping[str, int]] = MappingProxyType(
     {
         "us-east-1": 8000,

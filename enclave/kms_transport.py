@@ -36,7 +36,7 @@ Dial = Callable[[str, float], socket.socket]
 MAX_ANSWER_BYTES: Final = 64 << 10  #: A Decrypt answer is below 3 KiB; read only after Content-Length proves it fits.
 CONNECT_TIMEOUT_S: Final = 2.0
 READ_TIMEOUT_S: Final = 3.0  #: Of one read; KMS answers in milliseconds.
-_MAX_IDLE: Final = 16  #: Per host; `enclave.data_keys` never has more calls in flight.
+_MAX_IDLE: Final = 16  #: Per host; `enclave.kms_calls` never has more in flight.
 
 
 class ServerIdentityError(BotoCoreError):

@@ -8,19 +8,22 @@ Called by `enclave.connection`. May import: the standard library, enclave, mrgc.
 
 from __future__ import annotations
 
-import hmac
 import os
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from enclave.access import Access, Peer
 from enclave.attestation import Attestation
+from enclave.bare_payloads import BarePayloads
 from enclave.batches import Batches
 from enclave.counters import Counters
 from enclave.credentials import CredentialStore
 from enclave.data_keys import DataKeys
+from enclave.json_protocol import JsonProtocol
+from enclave.json_requests import JsonFrame
+from enclave.kms_calls import KmsCalls
 from enclave.kms_handler import KmsHandler
 from mrgc.errors import TokenError, UnsupportedError
 from mrgc.wire import enclave_protocol
@@ -35,6 +38,7 @@ _ALWAYS_REPORTED: Final = (
     "connections",
     "frames_bytes",
     "jobs_opened",
+    "json_requests",
     "key_cache_hits",
     "key_cache_misses",
     "kms_calls",
@@ -48,13 +52,6 @@ _BEFORE_FIRST_HELLO: Final = frozenset({Op.HELLO, Op.ATTEST, Op.HEALTH})
 _WITHOUT_TOKEN: Final = frozenset({Op.HELLO, Op.HEALTH})
 
 
-@dataclass(slots=True)
-class Peer:
-    """What the enclave knows of the other end of one connection."""
-
-    has_token: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The parts of an enclave that its operations speak to."""
@@ -62,6 +59,7 @@ class Parts:
     attestation: Attestation
     credentials: CredentialStore
     kms: KmsHandler
+    kms_calls: KmsCalls
     data_keys: DataKeys
     counters: Counters
 
@@ -77,9 +75,11 @@ class Operations:
         self._parts = parts
         self._boot = os.urandom(8).hex()
         self._started_s = time.monotonic()
-        self._lock = threading.Lock()
-        self._token: bytes | None = None
-        batches = Batches(parts.data_keys, parts.attestation.clock, parts.counters)
+        self._access = Access()
+        clock = parts.attestation.clock
+        batches = Batches(parts.data_keys, clock, parts.counters)
+        bare = BarePayloads(parts.kms, parts.kms_calls, clock)
+        self._json = JsonProtocol(self._access, batches, bare, attestation=parts.attestation, kms=parts.kms)
         self._operations: dict[str, Callable[[Frame], list[Buffer]]] = {
             Op.CREDENTIALS: self._take_credentials,
             Op.ATTEST: self._attest,
@@ -108,22 +108,30 @@ class Operations:
             raise UnsupportedError("no such operation")
         return operation(frame)
 
+    def perform_json(self, frame: JsonFrame, peer: Peer) -> list[Buffer]:
+        """Perform one request of the JSON protocol.
+
+        Returns:
+            The buffers of the response frame.
+
+        Raises:
+            MrgcError: what the request is answered with.
+        """
+        self._parts.counters.add(json_requests=1)
+        return [self._json.perform(frame, peer)]
+
+    def serves_json(self, peer: Peer) -> bool:
+        """Tell whether `peer` may use the JSON protocol."""
+        return self._access.serves_json(peer)
+
     def _ensure_allowed(self, op: str, peer: Peer) -> None:
         if peer.has_token:
             return
-        if op not in (_BEFORE_FIRST_HELLO if self._token is None else _WITHOUT_TOKEN):
+        if op not in (_WITHOUT_TOKEN if self._access.is_locked else _BEFORE_FIRST_HELLO):
             raise TokenError("operation needs a hello")
 
     def _hello(self, frame: Frame, peer: Peer) -> list[Buffer]:
-        hello = enclave_protocol.parse_hello(frame)
-        with self._lock:
-            if self._token is None:
-                if hello.json:
-                    raise UnsupportedError("the json protocol is not served")
-                self._token = hello.token
-            elif not hmac.compare_digest(self._token, hello.token):
-                raise TokenError("not the token of the first hello")
-        peer.has_token = True
+        self._access.hello(enclave_protocol.parse_hello(frame), peer)
         return enclave_protocol.done_response(Op.HELLO, frame.id)
 
     def _take_credentials(self, frame: Frame) -> list[Buffer]:
@@ -137,7 +145,7 @@ class Operations:
     def _health(self, frame: Frame) -> list[Buffer]:
         health = Health(
             boot=self._boot,
-            hello=self._token is not None,
+            hello=self._access.is_locked,
             attestation_ready=self._parts.attestation.is_ready,
             kms_ready=self._parts.kms.is_ready,
             connections=self._parts.counters.snapshot().get("connections", 0),

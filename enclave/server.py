@@ -12,9 +12,9 @@ import time
 from contextlib import suppress
 from typing import Final
 
-from enclave.connection import Connection, Limits
+from enclave.connection import Budgets, Connection, Limits
 from enclave.counters import Counters
-from enclave.frame_budget import FrameBudget
+from enclave.frame_budget import STRANGERS_BYTES, FrameBudget
 from enclave.operations import Operations
 
 MAX_CONNECTIONS: Final = 64  #: docs/spec.md §6: two for each of 8 engines, the agent, health, and room.
@@ -35,6 +35,7 @@ class Server:
         self._counters = counters
         self._limits = limits or Limits()
         self._budget = FrameBudget()
+        self._strangers_budget = FrameBudget(STRANGERS_BYTES, within=self._budget)
         self._lock = threading.Lock()
         #: In order of arrival.
         self._connections: dict[Connection, threading.Thread] = {}
@@ -75,7 +76,11 @@ class Server:
             return  # The peer was gone before we came to it.
         sock.settimeout(None)
         connection = Connection(
-            sock, self._operations, budget=self._budget, counters=self._counters, limits=self._limits
+            sock,
+            self._operations,
+            budgets=Budgets(self._budget, self._strangers_budget),
+            counters=self._counters,
+            limits=self._limits,
         )
         thread = threading.Thread(target=self._run, args=(connection,), name="connection", daemon=True)
         with self._lock:
@@ -103,6 +108,7 @@ class Server:
             self._counters.add(connections=-1)
 
     def _end_all(self) -> None:
+        self._strangers_budget.close()
         self._budget.close()
         with self._lock:
             running = dict(self._connections)

@@ -1,4 +1,4 @@
-"""Which errors may leave the enclave, and as what (docs/spec.md §6).
+"""Which errors may leave the enclave, and as what (docs/spec.md §6 and §8).
 
 Called by `enclave.batches` and `enclave.connection`. May import: the standard library, mrgc.errors.
 """
@@ -9,12 +9,14 @@ from typing import Final
 
 from mrgc.errors import InternalError, MrgcError
 
-#: The codes of docs/spec.md §6. Whatever has another one is the enclave's own affair.
+#: The codes of docs/spec.md §6, and the two that only the JSON protocol has. Whatever has another one is the enclave's
+#: own affair.
 SOCKET_CODES: Final = frozenset(
     {
         "auth",
         "bad_format",
         "busy",
+        "duplicate",
         "expired",
         "internal",
         "key_access",
@@ -24,6 +26,7 @@ SOCKET_CODES: Final = frozenset(
         "ticket",
         "too_large",
         "trust_floor",
+        "unknown_request",
         "unsupported",
     }
 )

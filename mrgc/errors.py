@@ -219,6 +219,18 @@ class SessionError(EnclaveError):
     code = "no_session"
 
 
+class DuplicateRequest(EnclaveError):
+    """Raised when the JSON protocol is asked to decrypt under a request_id whose answer is still to be encrypted."""
+
+    code = "duplicate"
+
+
+class UnknownRequest(EnclaveError):
+    """Raised when the JSON protocol is asked to encrypt under a request_id that nothing was decrypted under."""
+
+    code = "unknown_request"
+
+
 class InternalError(EnclaveError):
     """Raised for a failure inside the enclave that has no other code; its text stays inside."""
 

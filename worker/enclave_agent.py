@@ -28,7 +28,7 @@ from botocore.exceptions import BotoCoreError
 from prometheus_client import start_http_server
 from prometheus_client.registry import CollectorRegistry
 
-from mrgc.errors import ConfigError, EnclaveProtocolError, MrgcError, TokenError, UnsupportedError
+from mrgc.errors import ConfigError, EnclaveProtocolError, MrgcError, TokenError
 from mrgc.wire import enclave_protocol, frames
 from mrgc.wire.addresses import connect, parse_address
 from mrgc.wire.enclave_protocol import TOKEN_BYTES, Credentials, Health, Hello, Op
@@ -198,8 +198,6 @@ class Agent:
         except TokenError:
             self._log.error("enclave was locked with another token: restart it", boot=self._boot)
             return False
-        except UnsupportedError as error:
-            raise ConfigError("MRGC_JSON_PROTOCOL: this enclave does not serve the JSON protocol") from error
         self._log.info("enclave locked" if renew else "enclave rejoined", boot=self._boot)
         return True
 

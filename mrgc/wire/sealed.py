@@ -251,8 +251,7 @@ def seal_standalone(draft: StandaloneDraft, body: Buffer, *, data_key: Buffer) -
         FormatError: a field breaks its rule, or the body is empty or over the cap.
     """
     salt, aead_key, commit = _fresh_keys(data_key, _STANDALONE_INFO)
-    context = {"mrgc:tenant": draft.tenant, "mrgc:use": USE_STANDALONE}
-    fields = draft._asdict() | {"context": context, "salt": salt, "commit": commit}
+    fields = draft._asdict() | {"context": standalone_context(draft.tenant), "salt": salt, "commit": commit}
     StandaloneHeader.from_map(fields)
     return _assemble(Kind.STANDALONE, fields, body, aead_key)
 
@@ -298,6 +297,11 @@ def open_standalone(sealed: SealedStandalone, *, data_key: Buffer) -> bytearray:
     header = sealed.header
     aead_key = _committed_key(data_key, header.salt, header.commit, _STANDALONE_INFO)
     return _decrypt(aead_key, sealed.ciphertext, sealed.aad)
+
+
+def standalone_context(tenant: str) -> dict[str, str]:
+    """The encryption context of a standalone object's data key (docs/spec.md §8)."""
+    return {"mrgc:tenant": tenant, "mrgc:use": USE_STANDALONE}
 
 
 def job_info(job: bytes) -> bytes:

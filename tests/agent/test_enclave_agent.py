@@ -195,14 +195,10 @@ def test_without_credentials_there_is_no_supply() -> None:
 
 
 def test_settings_that_cannot_work_end_the_agent(enclave: RunningEnclave, tmp_path: Path) -> None:
-    """A token file that cannot be written, or a protocol that is not served, is a ConfigError, not a retry."""
-    cases = [
-        AgentSettings(f"unix:{enclave.path}", tmp_path / "absent" / "token"),
-        AgentSettings(f"unix:{enclave.path}", tmp_path / "token", json_protocol=True),
-    ]
-    for settings in cases:
-        with pytest.raises(ConfigError):
-            Agent(settings, Role(), EnclaveCollector()).run(threading.Event())
+    """A token file that cannot be written is a ConfigError, not a retry."""
+    settings = AgentSettings(f"unix:{enclave.path}", tmp_path / "absent" / "token")
+    with pytest.raises(ConfigError):
+        Agent(settings, Role(), EnclaveCollector()).run(threading.Event())
 
 
 @contextmanager

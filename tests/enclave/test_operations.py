@@ -75,25 +75,6 @@ def test_one_of_many_first_hellos_sets_the_token(enclave: RunningEnclave) -> Non
     assert sorted(codes, key=str) == [None, *["no_token"] * 7]
 
 
-def test_the_json_protocol_is_not_switched_on(enclave: RunningEnclave) -> None:
-    """A first hello that asks for it is unsupported and sets nothing; later hellos' wish is ignored."""
-    with enclave.caller() as agent:
-        assert agent.hello(json_protocol=True) == "unsupported"
-        assert not agent.health().hello
-        assert agent.hello() is None
-        assert agent.hello(json_protocol=True) is None
-
-
-def test_a_json_frame_is_answered_in_its_own_protocol(enclave: RunningEnclave) -> None:
-    """A body that begins with a brace gets a JSON error, and the connection goes on."""
-    with enclave.caller() as caller:
-        body = b'{"action": "health", "request_id": "r"}'
-        caller.sock.sendall(len(body).to_bytes(4, "big") + body)
-        answered = frames.recv_body(caller.sock, frames.recv_length(caller.sock))
-        assert bytes(answered) == b'{"success": false, "error": "unsupported", "request_id": ""}'
-        assert not caller.health().hello
-
-
 @pytest.mark.parametrize(
     ("op", "header", "blobs"),
     [
