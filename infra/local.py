@@ -107,6 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--tenants", default="acme,globex", help="comma list of tenants to set up (default: %(default)s)")
     up.add_argument("--models", type=Path, help="folder of model folders; default: a small seeded model made in DIR")
     up.add_argument("--threads", type=int, default=0, help="CPU threads of the engine; 0 leaves torch's choice")
+    up.add_argument(
+        "--json-protocol",
+        action="store_true",
+        help="serve docs/spec.md §8 to every local process, and let the tenants' keys admit it",
+    )
     return parser
 
 
@@ -134,7 +139,7 @@ def _prepare(options: argparse.Namespace) -> Stack:
     if not (directory / "nsm" / "root.pem").exists():
         create_pki(directory / "nsm")
     tenants = tuple(options.tenants.split(","))
-    return Stack(directory, models, tenants, _ports(directory), options.threads)
+    return Stack(directory, models, tenants, _ports(directory), options.threads, options.json_protocol)
 
 
 def _ports(directory: Path) -> dict[str, int]:
@@ -181,6 +186,7 @@ def _agent(stack: Stack) -> Part:
         MRGC_ENCLAVE=stack.enclave,
         MRGC_TOKEN_FILE=str(stack.token_file),
         MRGC_AGENT_HTTP=f"127.0.0.1:{stack.ports['agent']}",
+        MRGC_JSON_PROTOCOL=str(int(stack.json_protocol)),
         **provision.service_credentials(stack),
     )
     command = (sys.executable, "-m", "worker.enclave_agent")

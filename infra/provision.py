@@ -40,6 +40,8 @@ class Stack:
     ports: dict[str, int]
     #: CPU threads of the engine; 0 leaves torch's choice.
     threads: int
+    #: Whether the enclave serves the JSON protocol, and the tenants' keys admit it.
+    json_protocol: bool = False
 
     @property
     def enclave(self) -> str:
@@ -158,6 +160,7 @@ def _policy(stack: Stack, tenant: str, measurement: bytes) -> dict[str, Any]:
         tenant_principal=_credentials(stack)[tenant]["arn"],
         service_role=SERVICE_ROLE,
         pcr0=measurement,
+        json_protocol=stack.json_protocol,
     )
 
 
