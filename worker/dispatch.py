@@ -134,11 +134,10 @@ class Dispatcher:
 
     def _next_batch(self, link: EngineLink, now_s: float) -> list[Job]:
         idle = link.inflight == 0
-        group = self._suspects.next() if idle else None
-        if group is not None:
-            self._alone.add(link)
-            return self._still_held(group) or self._next_batch(link, now_s)
-        self._alone.discard(link)
+        while idle and (group := self._suspects.next()) is not None:
+            if held := self._still_held(group):
+                self._alone.add(link)
+                return held
         while batch := self._batcher.next_batch(now_s=now_s, idle=idle):
             if held := self._still_held(batch):
                 return held

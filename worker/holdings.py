@@ -82,6 +82,15 @@ class Holdings:
         with self._changed:
             return [lease for lease, _, _ in self._held.values()]
 
+    def forget(self, *, older_than_s: float) -> list[Lease]:
+        """Let go of leases that are held for too long, and return them."""
+        horizon_s = time.monotonic() - older_than_s
+        with self._changed:
+            old = [lease for lease, _, since_s in self._held.values() if since_s < horizon_s]
+        for lease in old:
+            self.remove(lease)
+        return old
+
     def budget(self, quotas: Mapping[str, int], *, max_jobs: int) -> Budget:
         """Return what may still be received.
 

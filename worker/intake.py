@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from mrgc.errors import Action, ExpiredError, MrgcError, PoisonError, QueueUnavailable, from_code
+from mrgc.errors import Action, ExpiredError, InternalError, MrgcError, PoisonError, QueueUnavailable, from_code
 from mrgc.wire.sealed import MAX_BODY_BYTES
 from worker.admission import Admission, Refused
 from worker.batcher import Batcher, BatchLimits
@@ -153,7 +153,11 @@ class Intake:
         for lease in leases:
             self.metrics.received.labels(lease.tenant).inc()
             if self._holdings.add(lease, size_bytes=_size_bytes(lease)):
-                self._take_one(lease)
+                try:
+                    self._take_one(lease)
+                except Exception as err:  # noqa: BLE001  no message ends the receive loop, not even through our own bug
+                    _log.error("message could not be read", tenant=lease.tenant, exc_info=err)
+                    self._refuse(lease, Refused(InternalError()))
 
     def _take_one(self, lease: Lease) -> None:
         try:

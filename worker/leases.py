@@ -20,6 +20,9 @@ from worker.sources.base import Budget, JobSource, Lease
 
 #: How often lapsed leases of any host are looked for; shorter leases are looked for more often.
 RECOVERY_S: Final = 1.0
+#: No message takes this long, waiting for an engine included. One that does was forgotten by a fault of ours; letting
+#: its lease lapse brings it back.
+MAX_HELD_S: Final = 3_600.0
 #: Heartbeats in one lease: one may be lost and the next still comes in time.
 HEARTBEATS: Final = 3
 
@@ -70,6 +73,8 @@ class LeaseKeeper:
                     _log.warning("broker does not answer", exc_info=err)
 
     def _extend(self) -> None:
+        for lease in self._holdings.forget(older_than_s=MAX_HELD_S):
+            _log.error("message was held too long", tenant=lease.tenant, message_id=lease.message_id)
         lost = self._source.extend([lease for lease in self._holdings.leases() if not lease.closing])
         for lease in lost:
             if lease.closing:

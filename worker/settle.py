@@ -112,8 +112,8 @@ class Settler:
             if hint_url is not None:
                 await self._hint(hint_url, code)
             lease.closing = True
-            await self._insist(lease, lambda: asyncio.to_thread(self._source.dead_letter, lease, reason=code))
-            self._events.dead_lettered(lease, code)
+            if await self._insist(lease, lambda: asyncio.to_thread(self._source.dead_letter, lease, reason=code)):
+                self._events.dead_lettered(lease, code)
             self._events.settled(lease)
 
         self._start(_Task(lease, run))

@@ -21,6 +21,7 @@ from tests.intake.conftest import Host, StartHost
 from tests.intake.peer_engine import Death, Outcomes, PeerEngine, result_of, serve_all
 from tests.intake.sealing import object_name, seal, stored
 from tests.waiting import until
+from worker import leases
 from worker.engine_protocol import WAITING, Health, Served
 
 
@@ -359,6 +360,30 @@ def test_a_dead_thread_is_replaced(start_host: StartHost, part: str, method: str
     until(lambda: failed, within_s=10, what="the loop died")
     host.wait_stored(*jobs)
     assert_one_more_is_served(host)
+
+
+def test_a_message_that_meets_a_bug_is_dead_lettered(start_host: StartHost) -> None:
+    """Even a message that our own code stumbles over leaves with a reason, and stops nobody."""
+    host = start_host()
+    fail_once(host.intake, "_admit", ZeroDivisionError("a bug"))
+    job = seal()
+    host.send(job)
+    host.wait_acked()
+    assert host.dead_letters() == [("internal", job)]
+    assert_one_more_is_served(host)
+
+
+def test_a_message_that_was_forgotten_comes_back(start_host: StartHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that a bug keeps from ever settling is let go in time, and is served at its next delivery."""
+    monkeypatch.setattr(leases, "MAX_HELD_S", 0.5)
+    host = start_host()
+    original = host.intake._dispatcher.add
+    monkeypatch.setattr(host.intake._dispatcher, "add", lambda _job: None)
+    job = seal()
+    host.send(job)
+    until(lambda: host.leased() == 1, within_s=10, what="the job is leased")
+    monkeypatch.setattr(host.intake._dispatcher, "add", original)
+    host.wait_stored(job)
 
 
 @pytest.mark.parametrize("method", ["ack", "receive", "recover", "extend"])

@@ -109,12 +109,15 @@ class JobSource(Protocol):
         """Hand messages back so that another host gets them at once; those past their deadline are left alone."""
         ...
 
-    def dead_letter(self, lease: Lease, *, reason: str) -> None:
-        """Move a message to the tenant's dead-letter queue; one past its deadline is left alone.
+    def dead_letter(self, lease: Lease, *, reason: str) -> bool:
+        """Move a message to the tenant's dead-letter queue.
 
         Args:
             lease: the message, moved as it was received.
             reason: code of mrgc.errors.
+
+        Returns:
+            False if the lease is past its deadline, and the message was left alone.
         """
         ...
 

@@ -17,6 +17,10 @@ from mrgc.wire.headers import HASH_BYTES
 from worker.sources.base import BadMessage, ClaimCheck
 
 GROUP: Final = "gpu"
+#: Owner of entries that were handed back. Nobody reads under this name.
+RETURNED: Final = "returned"
+#: Idle time of an entry that was handed back: over every lease.
+RETURNED_IDLE_MS: Final = 3_600_000
 #: docs/spec.md §5: the longest job that travels inside a message.
 MAX_MESSAGE_BYTES: Final = 524_288
 #: A claim check is a URL of at most 2 KiB, a hash and a length.

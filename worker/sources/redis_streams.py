@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -29,6 +29,8 @@ from worker.sources.receive_plan import ReceivePlan
 from worker.sources.redis_layout import (
     GROUP,
     MAX_MESSAGE_BYTES,
+    RETURNED,
+    RETURNED_IDLE_MS,
     dead_stream,
     deaths_hash,
     parse_fields,
@@ -36,10 +38,6 @@ from worker.sources.redis_layout import (
     tenant_of,
 )
 
-#: Owner of entries that were handed back. Nobody reads under this name.
-RETURNED: Final = "returned"
-#: Idle time of an entry that was handed back: over every lease.
-RETURNED_IDLE_MS: Final = 3_600_000
 #: Longest wait for any answer beyond a blocking read's own wait. Celery's shutdown sets a process-wide default, so
 #: every connection has its own.
 SOCKET_TIMEOUT_S: Final = 5.0
@@ -117,10 +115,10 @@ class RedisStreams:
             try:
                 replies = self._read(shares, wait_s)
             except redis.ResponseError as err:
-                # In a pipeline the server's text follows redis-py's own.
+                # In a pipeline, the server's text follows redis-py's.
                 if "NOGROUP" not in str(err) and "UNBLOCKED" not in str(err):
                     raise
-                # A stream was deleted under us. Every group is made anew before the next read.
+                # A stream was deleted under us; its group is made anew before the next read.
                 self._grouped.clear()
                 return []
         return [
@@ -140,9 +138,8 @@ class RedisStreams:
     def extend(self, leases: Sequence[Lease]) -> list[Lease]:
         """Reset idle times in one round trip per call, without raising any delivery count."""
         now_s = self._clock()
-        alive = [lease for lease in leases if lease.deadline_s > now_s]
+        by_tenant = _by_tenant(lease for lease in leases if lease.deadline_s > now_s)
         with mapped_errors(), self._client.pipeline(transaction=False) as pipe:
-            by_tenant = _by_tenant(alive)
             for tenant, group in by_tenant.items():
                 ids = [lease.message_id for lease in group]
                 pipe.xclaim(queue_stream(tenant), GROUP, self._consumer, 0, ids, justid=True)
@@ -150,10 +147,10 @@ class RedisStreams:
         kept = set()
         for group, claimed in zip(by_tenant.values(), replies, strict=True):
             found = {message_id.decode() for message_id in claimed}
-            kept |= {lease.key for lease in group if lease.message_id in found}
-        for lease in alive:
-            if lease.key in kept:
-                lease.deadline_s = now_s + self._lease_s
+            for lease in group:
+                if lease.message_id in found:
+                    lease.deadline_s = now_s + self._lease_s
+                    kept.add(lease.key)
         return [lease for lease in leases if lease.key not in kept]
 
     def ack(self, leases: Sequence[Lease]) -> None:
@@ -166,25 +163,24 @@ class RedisStreams:
     def release(self, leases: Sequence[Lease]) -> None:
         """Age entries by an hour under nobody's name, so that the next recovery of any host takes them."""
         now_s = self._clock()
-        alive = [lease for lease in leases if lease.deadline_s > now_s]
+        by_tenant = _by_tenant(lease for lease in leases if lease.deadline_s > now_s)
         with mapped_errors(), self._client.pipeline(transaction=False) as pipe:
-            for tenant, group in _by_tenant(alive).items():
+            for tenant, group in by_tenant.items():
                 ids = [lease.message_id for lease in group]
                 pipe.xclaim(queue_stream(tenant), GROUP, RETURNED, 0, ids, idle=RETURNED_IDLE_MS, justid=True)
             pipe.execute()
 
-    def dead_letter(self, lease: Lease, *, reason: str) -> None:
+    def dead_letter(self, lease: Lease, *, reason: str) -> bool:
         """Move the entry to `dead:TENANT` in one transaction.
 
-        It is read again first: if an earlier try was carried out and only its answer got lost, the entry is gone
-        and a second dead letter would be a double.
+        It is read first: if an earlier try succeeded and only its answer got lost, a second one would be a double.
         """
         if lease.deadline_s <= self._clock():
-            return
+            return False
         with mapped_errors():
             found = self._client.xrange(queue_stream(lease.tenant), lease.message_id, lease.message_id)
             if not found:
-                return
+                return True
             received = found[0][1]
             letter: dict[Any, Any] = {name: received[name] for name in (b"job", b"ref") if name in received}
             letter |= {"reason": reason, "attempts": lease.deaths, "source": lease.message_id}
@@ -192,6 +188,7 @@ class RedisStreams:
                 pipe.xadd(dead_stream(lease.tenant), letter)
                 self._remove(pipe, lease.tenant, [lease.message_id])
                 pipe.execute()
+        return True
 
     def count_death(self, lease: Lease) -> int:
         """Add one to the count that survives this process."""
@@ -296,7 +293,7 @@ class RedisStreams:
         pipe.hdel(deaths_hash(tenant), *ids)
 
 
-def _by_tenant(leases: Sequence[Lease]) -> dict[str, list[Lease]]:
+def _by_tenant(leases: Iterable[Lease]) -> dict[str, list[Lease]]:
     grouped: dict[str, list[Lease]] = defaultdict(list)
     for lease in leases:
         grouped[lease.tenant].append(lease)
