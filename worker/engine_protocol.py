@@ -183,6 +183,8 @@ def _reply(frame: Frame, op: str, **types: type) -> list[Any]:
         raise EngineUnreachable("engine refused the request")
     if frame.op != op or frame.header.keys() != types.keys():
         raise EngineUnreachable("engine answered with a missing or an unknown key")
+    if frame.blobs and op != RUN:
+        raise EngineUnreachable("engine answered with blobs that are no results")
     values = [frame.header[name] for name in types]
     if any(type(value) is not kind for value, kind in zip(values, types.values(), strict=True)):
         raise EngineUnreachable("engine answered with a mistyped key")
