@@ -102,7 +102,11 @@ def key_policy(  # noqa: PLR0913 - one keyword per term of the policy
         ConfigError: a measurement is zero (then every debug enclave has it) or of another length, or a name is not
             of its form.
     """
-    _ensure_measurements({0: pcr0, **further_pcrs})
+    _ensure_measurement(0, pcr0)
+    for index, value in further_pcrs.items():
+        if index not in FURTHER_PCRS:
+            raise ConfigError(f"key policy: PCR{index} is not one of those that may be pinned beside PCR0")
+        _ensure_measurement(index, value)
     for name, value, pattern in (
         ("tenant", tenant, TENANT),
         ("tenant_principal", tenant_principal, PRINCIPAL),
@@ -127,12 +131,9 @@ def key_policy(  # noqa: PLR0913 - one keyword per term of the policy
     return {"Version": "2012-10-17", "Statement": [each | {"Resource": key_arn} for each in statements]}
 
 
-def _ensure_measurements(pcrs: Mapping[int, bytes]) -> None:
-    for index, value in pcrs.items():
-        if index != 0 and index not in FURTHER_PCRS:
-            raise ConfigError(f"key policy: PCR{index} is not one of those that may be pinned beside PCR0")
-        if len(value) != _PCR_BYTES or not any(value):
-            raise ConfigError(f"key policy: PCR{index} is not {_PCR_BYTES} bytes of a measurement")
+def _ensure_measurement(index: int, value: bytes) -> None:
+    if len(value) != _PCR_BYTES or not any(value):
+        raise ConfigError(f"key policy: PCR{index} is not {_PCR_BYTES} bytes of a measurement")
 
 
 def _tenant_statement(tenant_principal: str) -> dict[str, Any]:

@@ -212,7 +212,8 @@ class _Reading:
 
     def denied(self) -> Iterator[Finding]:
         """Yield the roles that no Deny keeps from the key without their image."""
-        admitted = {image for image in self.images if image.strip("0")}
+        wanted = {value.hex() for index, value in (self._expected.pcrs or {}).items() if index == 0}
+        admitted = wanted | {image for image in self.images if image.strip("0")}
         for name in self._served:
             denying = [each for each in self._statements if not each.allows and len(_dangers(each)) == len(DANGEROUS)]
             spared = [images for each in denying if (images := each.spared_images(name)) is not None]

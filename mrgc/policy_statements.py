@@ -114,7 +114,7 @@ def parse_statements(text: str) -> tuple[Statement, ...]:
     Raises:
         FormatError: not a policy document that AWS would have taken.
     """
-    data = text.encode()
+    data = text.encode(errors="surrogatepass")  # a lone surrogate is refused below, as a form
     if len(data) > MAX_POLICY_BYTES:
         raise FormatError("key policy is too long")
     document = strict_json.parse(data, max_values=_MAX_VALUES)
@@ -145,9 +145,9 @@ def principal_of(name: str) -> str:
 
 
 def _statement(fields: Mapping[str, Any]) -> Statement:
-    allows = fields.get("Effect") == "Allow"
-    sid = fields.get("Sid", "")
-    if fields.get("Effect") not in {"Allow", "Deny"} or not isinstance(sid, str):
+    effect, sid = fields.get("Effect"), fields.get("Sid", "")
+    allows = effect == "Allow"
+    if not (allows or effect == "Deny") or not isinstance(sid, str):
         raise FormatError("key policy has a statement without effect")
     return Statement(
         sid=sid,

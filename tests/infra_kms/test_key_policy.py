@@ -177,11 +177,22 @@ def test_an_account_delegates_to_nobody_and_denies_to_all_of_it() -> None:
         )
 
 
+def test_an_account_delegates_to_its_administrators() -> None:
+    """What a policy leaves to an account, those of its principals may whose own IAM policies say so."""
+    text = policy({"Principal": {"AWS": "arn:aws:iam::777788889999:root"}})
+    for principal, holds in ((ROLE, True), (USER, False)):
+        request = AccessRequest(principal, "kms:Decrypt", KEY, {}, is_administrator=True)
+        assert is_allowed(parse_policy(text), request) is holds
+    denied = policy({"Principal": {"AWS": "777788889999"}}, {"Effect": "Deny"})
+    assert not is_allowed(parse_policy(denied), AccessRequest(ROLE, "kms:Decrypt", KEY, {}, is_administrator=True))
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"Effect": "allow"},
         {"Effect": None},
+        {"Effect": []},
         {"NotAction": "kms:Decrypt"},
         {"NotPrincipal": {"AWS": USER}},
         {"NotResource": "*"},
