@@ -22,7 +22,8 @@ from mrgc.wire import strict_cbor
 from mrgc.wire.sealed import parse_job
 from tests.client.tenants import MODEL, REGION, Tenant, server_that_says
 
-BUCKET = "acme-jobs"
+#: Not the name of another module's bucket: every moto server of one process shows the same buckets.
+BUCKET = "acme-uploads"
 
 
 @pytest.fixture(scope="module")
