@@ -158,7 +158,7 @@ def open_batch_request(frame_id: int, jobs: Sequence[Buffer]) -> list[Buffer]:
 
 def parse_open_batch(frame: Frame) -> list[memoryview]:
     """Return the sealed jobs of a request. Raises FormatError."""
-    _fields(frame)
+    _typed(frame.header, {})
     _ensure(1 <= len(frame.blobs) <= MAX_JOBS, "open_batch")
     return frame.blobs
 
@@ -175,7 +175,7 @@ def seal_batch_request(frame_id: int, results: Sequence[SealRequest]) -> list[Bu
 
 def parse_seal_batch(frame: Frame) -> list[SealRequest]:
     """Return the results of a request to seal. Raises FormatError."""
-    (claims,) = _fields(frame, results=list)
+    (claims,) = _typed(frame.header, {"results": list})
     _ensure(1 <= len(claims) <= MAX_JOBS and len(frame.blobs) == 2 * len(claims), "seal_batch")
     results = []
     for index, claim in enumerate(claims):
@@ -270,6 +270,7 @@ def health_response(frame_id: int, health: Health) -> list[Buffer]:
 def parse_health(frame: Frame) -> Health:
     """Parse the response of health. Raises MrgcError."""
     ensure_success(frame, Op.HEALTH)
+    _ensure_bare(frame)
     _, boot, hello, attestation_ready, kms_ready, connections, uptime_s = _reply(
         frame.header,
         status=str,
@@ -291,6 +292,7 @@ def metrics_response(frame_id: int, counters: dict[str, int]) -> list[Buffer]:
 def parse_metrics(frame: Frame) -> dict[str, int]:
     """Parse the response of metrics. Raises MrgcError."""
     ensure_success(frame, Op.METRICS)
+    _ensure_bare(frame)
     (counters,) = _reply(frame.header, counters=dict)
     if not all(type(value) is int for value in counters.values()):
         raise EnclaveProtocolError("metrics are not all integers")
@@ -314,6 +316,8 @@ def ensure_success(frame: Frame, op: Op) -> None:
 
 
 def _fields(frame: Frame, **types: type) -> list[Any]:
+    """Take the keys of a request without blobs."""
+    _ensure(not frame.blobs, "a request without blobs")
     return _typed(frame.header, types)
 
 
@@ -330,6 +334,11 @@ def _reply(fields: dict[str, Any], **types: type) -> list[Any]:
         return _typed(fields, types)
     except FormatError as error:
         raise EnclaveProtocolError("response has a missing, unknown or mistyped key") from error
+
+
+def _ensure_bare(frame: Frame) -> None:
+    if frame.blobs:
+        raise EnclaveProtocolError("response has blobs that its operation does not")
 
 
 def _outcomes(frame: Frame, op: Op, count: int) -> list[dict[str, Any]]:
