@@ -115,10 +115,14 @@ class Kms:
             config=Config(retries={"total_max_attempts": 1}),
         )
 
-    def create_key(self, tenant: str = "acme", *, pcr0: bytes = PCR0) -> str:
+    def create_key(self, tenant: str = "acme", *, pcr0: bytes = PCR0, json_protocol: bool = False) -> str:
         """Create a tenant's key that admits one image."""
         policy = key_policy(
-            pcr0=pcr0, tenant=tenant, tenant_principal=TENANT_ARN.format(tenant), service_role=SERVICE_ROLE
+            pcr0=pcr0,
+            tenant=tenant,
+            tenant_principal=TENANT_ARN.format(tenant),
+            service_role=SERVICE_ROLE,
+            json_protocol=json_protocol,
         )
         arn: str = self.client(tenant).create_key(Policy=json.dumps(policy))["KeyMetadata"]["Arn"]
         return arn
@@ -134,9 +138,14 @@ class Kms:
 
     def decrypts(self) -> int:
         """Return how many Decrypt calls were made."""
+        return self.stats().get("Decrypt", 0)
+
+    def stats(self) -> dict[str, int]:
+        """Return the calls by operation, and the refusals by operation and error."""
         url = f"https://127.0.0.1:{self.port}/stats"
         with urllib.request.urlopen(url, context=create_default_context(cafile=str(self.ca))) as answer:
-            return int(json.load(answer).get("Decrypt", 0))
+            counts: dict[str, int] = json.load(answer)
+            return counts
 
 
 class Caller:
