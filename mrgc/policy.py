@@ -103,10 +103,10 @@ def key_policy(  # noqa: PLR0913 - one keyword per term of the policy
             of its form.
     """
     _ensure_measurement(0, pcr0)
-    for index, value in further_pcrs.items():
+    for index, register in further_pcrs.items():
         if index not in FURTHER_PCRS:
             raise ConfigError(f"key policy: PCR{index} is not one of those that may be pinned beside PCR0")
-        _ensure_measurement(index, value)
+        _ensure_measurement(index, register)
     for name, value, pattern in (
         ("tenant", tenant, TENANT),
         ("tenant_principal", tenant_principal, PRINCIPAL),

@@ -206,7 +206,9 @@ def test_a_new_policy_is_in_force_with_the_next_call(kms: Kms, enclave: Enclave)
     key_arn = kms.tenant_key()
     wrapped = kms.client(ACME).generate_data_key(KeyId=key_arn, KeySpec="AES_256", EncryptionContext=JOB)
     arguments = decrypt(key_arn, wrapped)
-    named = {"tenant": "acme", "tenant_principal": ACME, "service_role": SERVICE, "key_arn": key_arn}
+    named: dict[str, Any] = {
+        "tenant": "acme", "tenant_principal": ACME, "service_role": SERVICE, "key_arn": key_arn,
+    }  # fmt: skip
     service = kms.client(SERVICE)
     for pcr0, accepted in ((PCR0, True), (b"\x5a" * 48, False), (PCR0, True)):
         policy = json.dumps(key_policy(pcr0=pcr0, **named))
