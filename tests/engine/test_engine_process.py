@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra import tiny_model
+from infra import process_memory, tiny_model
 from mrgc.errors import BY_CODE, Action, MrgcError
-from mrgc.wire import frames
+from mrgc.wire import frames, strict_cbor
 from tests.engine.host import MODEL, EngineProcess, Host, Intake
 from tests.waiting import until
 from worker import engine_protocol
+from worker.engine.hardening import ERASING_ALLOCATOR
 from worker.engine_protocol import HEALTHY, WAITING, Served
 from worker.models.base import Tokens
 from worker.models.registry import Registry
@@ -118,12 +119,36 @@ def test_it_can_leave_no_core_file(calm_engine: EngineProcess) -> None:
 
 def test_hardening_makes_a_process_undumpable() -> None:
     """prctl(PR_GET_DUMPABLE) says 0, so ptrace and /proc/PID/mem are root's alone."""
-    program = (
-        "import ctypes, sys; from worker.engine.hardening import harden; harden(); sys.exit(ctypes.CDLL(None).prctl(3))"
-    )
-    before = program.replace("harden();", "")
+    program = "from worker.engine.hardening import *; import sys; forbid_dumps(); sys.exit(ctypes.CDLL(None).prctl(3))"
+    before = program.replace("forbid_dumps();", "")
     assert subprocess.run([sys.executable, "-c", before], check=False, timeout=60).returncode == 1
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may read the memory of an undumpable process")
+@pytest.mark.parametrize("words", [0, 10, 25, 2_000])
+def test_texts_do_not_outlive_their_batch(calm_engine: EngineProcess, calm_host: Host, words: int) -> None:
+    """Short and long texts of served, cut and failed jobs: nowhere in the engine's memory once they are answered."""
+    canary = f"canary{os.urandom(12).hex()}"
+    texts = [f"{place} {canary} " + "ordinary words " * words for place in range(16)]
+    jobs = [
+        calm_host.job(texts),
+        calm_host.job(texts, parameters={"truncate": True}),
+        calm_host.job(texts, items=17),
+        calm_host.sealed(b'{"inputs": ["%s' % canary.encode()),
+        calm_host.sealed(strict_cbor.encode({"inputs": texts}), type="application/cbor", items=16),
+    ]
+    with Intake(calm_engine.path) as intake:
+        assert all(isinstance(outcome, Served) for outcome in intake.run(jobs))
+    pid = calm_engine.process.pid
+    until(lambda: not process_memory.find(pid, [canary.encode()]), within_s=10, what="the texts are gone")
+
+
+def test_it_starts_anew_under_an_allocator_that_overwrites(calm_engine: EngineProcess) -> None:
+    """The settings that the test above depends on hold whatever the unit file says."""
+    # glibc cuts the variable at its first colon once it has read it.
+    environ = Path(f"/proc/{calm_engine.process.pid}/environ").read_bytes()
+    assert {name.encode() for name in ERASING_ALLOCATOR} <= {each.partition(b"=")[0] for each in environ.split(b"\0")}
 
 
 def test_sigterm_answers_what_was_taken_and_exits_with_zero(engine: EngineProcess, host: Host) -> None:

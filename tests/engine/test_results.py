@@ -9,7 +9,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from mrgc.errors import InputInvalid, InputTooLong, PayloadError, ResultTooLarge
+from mrgc.errors import InputInvalid, InputTooLong, ResultTooLarge
 from mrgc.wire.headers import JSON_TYPE, SAFETENSORS_TYPE
 from worker.engine import results
 
@@ -48,7 +48,7 @@ def test_a_job_of_which_every_input_failed_is_failed_as_json(accept: str) -> Non
 
 def test_a_job_that_failed_as_a_whole_tells_one_code() -> None:
     """The form that docs/spec.md §3 gives a failed body."""
-    body = results.failed(PayloadError("the text stays here"))
+    body = results.failed("bad_payload")
     assert (body.status, body.type, bytes(body.data)) == ("failed", JSON_TYPE, b'{"errors": [{"code": "bad_payload"}]}')
 
 

@@ -41,9 +41,10 @@ def forward(model: Model, rows: Sequence[Row]) -> list[Batch]:
 def _run(model: Model, rows: Sequence[Row]) -> None:
     try:
         embeddings = model.forward([row.ids for row in rows])
-    except DeviceOutOfMemory as error:
+    except DeviceOutOfMemory:
         if len(rows) == 1:
-            rows[0].job.errors[rows[0].place] = error
+            # A new error, because the traceback of this one keeps tensors alive.
+            rows[0].job.errors[rows[0].place] = DeviceOutOfMemory("input does not fit the device alone")
             return
         middle = len(rows) // 2
         _run(model, rows[:middle])

@@ -44,8 +44,8 @@ class Job:
     embeddings: Embeddings = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32), repr=False)
     #: Inputs that failed on their own, by index.
     errors: dict[int, ModelError] = field(default_factory=dict)
-    #: Why the job failed as a whole.
-    failure: ModelError | None = None
+    #: Code of the ModelError that the job as a whole failed with; empty if it did not.
+    failure: str = ""
 
     @property
     def answering_model(self) -> str:
@@ -57,12 +57,16 @@ class Job:
 
     def body(self, max_bytes: int) -> Body:
         """Build the result body; one that comes out over the cap is a failure of the job."""
-        if self.failure is None:
+        if not self.failure:
             try:
                 return results.build(self.embeddings, self.errors, accept=self.accept, max_bytes=max_bytes)
             except ResultTooLarge as error:
-                self.failure = error
+                self.fail(error)
         return results.failed(self.failure)
+
+    def fail(self, error: ModelError) -> None:
+        """Note that the job failed as a whole; of the error, whose traceback holds plaintext, keep the code only."""
+        self.failure = error.code
 
     def wipe(self) -> None:
         """Zero the embeddings."""

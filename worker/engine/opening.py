@@ -97,7 +97,7 @@ class Opener:
             if least_bytes > self._max_body_bytes:
                 raise ResultTooLarge("result cannot be below the body cap")
         except ModelError as error:
-            job.failure = error
+            job.fail(error)
             return job.model, None
         finally:
             wipe(plaintext)

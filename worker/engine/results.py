@@ -72,9 +72,9 @@ def build(embeddings: Embeddings, errors: Mapping[int, ModelError], *, accept: s
     return Body("partial" if errors else "ok", accept, data)
 
 
-def failed(error: ModelError) -> Body:
-    """Build the body of a job that failed as a whole."""
-    return Body("failed", JSON_TYPE, bytearray(json.dumps({"errors": [{"code": error.code}]}).encode()))
+def failed(code: str) -> Body:
+    """Build the body of a job that failed as a whole with this code of a ModelError."""
+    return Body("failed", JSON_TYPE, bytearray(json.dumps({"errors": [{"code": code}]}).encode()))
 
 
 def _listed(errors: Mapping[int, ModelError]) -> bytes:

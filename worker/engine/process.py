@@ -1,0 +1,94 @@
+"""Composition of the engine: settings, models, two connections to the enclave, the pipeline, the socket.
+
+It opens no inet socket and writes no file. May import: the standard library, structlog, torch, mrgc, worker. Called by
+worker.engine.__main__ once the process is hardened.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import torch
+
+from mrgc.errors import ConfigError, MrgcError
+from mrgc.wire.addresses import listen, parse_address
+from worker import logs
+from worker.engine.enclave_client import EnclaveClient
+from worker.engine.opening import Opener
+from worker.engine.pipeline import Pipeline
+from worker.engine.sealing import Sealer
+from worker.engine.server import BACKLOG, SOCKET_MODE, Server
+from worker.engine_protocol import ModelCard, Ready
+from worker.models import registry
+from worker.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from worker.models.registry import Registry
+
+STOPPED: Final = 0
+FAULT: Final = 1
+CANNOT_START: Final = 2
+
+
+def run(environ: Mapping[str, str]) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code."""
+    logs.configure("engine")
+    try:
+        settings = EngineSettings.from_env(environ)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        models = registry.load(settings.models, device=settings.device, dtype=settings.dtype)
+        _ensure_budget(models, settings.max_batch_tokens)
+        return _serve(settings, models)
+    except (MrgcError, OSError) as error:
+        reason = str(error) if isinstance(error, MrgcError) else "socket cannot be listened on"
+        structlog.get_logger().critical("engine cannot start", reason=reason)
+        return CANNOT_START
+
+
+def _serve(settings: EngineSettings, models: Registry) -> int:
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.set())
+    pipeline = _pipeline(settings, models)
+    cards = {model.name: ModelCard(model.digest, model.dimensions, model.max_tokens) for model in models}
+    listener = listen(parse_address(settings.engine), backlog=BACKLOG, mode=SOCKET_MODE)
+    server = Server(listener, pipeline, lambda: Ready(cards, pipeline.boot(), settings.max_body_bytes))
+    pipeline.start()
+    server.start()
+    structlog.get_logger().info("engine ready", models=sorted(cards), device=settings.device)
+    ending.wait()
+    server.stop()
+    pipeline.drain()
+    server.close()
+    structlog.get_logger().info("engine stopped")
+    return STOPPED
+
+
+def _pipeline(settings: EngineSettings, models: Registry) -> Pipeline:
+    enclave = parse_address(settings.enclave)
+    opening, sealing = (EnclaveClient(enclave, settings.token_file) for _ in range(2))
+    return Pipeline(
+        Opener(opening, models, max_body_bytes=settings.max_body_bytes),
+        Sealer(sealing, max_body_bytes=settings.max_body_bytes),
+        budget_tokens=settings.max_batch_tokens,
+        on_failure=_end_at_once,
+    )
+
+
+def _end_at_once() -> None:
+    # Other stages may be stuck behind the dead one, and a faulted device must not be asked to clean up.
+    sys.stderr.flush()
+    os._exit(FAULT)
+
+
+def _ensure_budget(models: Registry, budget_tokens: int) -> None:
+    if any(model.max_tokens > budget_tokens for model in models):
+        raise ConfigError("MRGC_MAX_BATCH_TOKENS does not hold one input of every model")
