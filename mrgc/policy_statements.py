@@ -133,9 +133,16 @@ def account_of(principal: str) -> str | None:
 
 
 def is_like(pattern: str, value: str) -> bool:
-    """Match with AWS's two wildcards, * and ?."""
-    parts = {"*": ".*", "?": "."}
-    return re.fullmatch("".join(parts.get(c) or re.escape(c) for c in pattern), value, re.DOTALL) is not None
+    """Match with AWS's two wildcards, * and ?.
+
+    A star takes as little as it can and never gives any back, which changes no answer: the parts between two stars
+    fit best where they fit first. Without that, a policy with twenty stars could not be reviewed in a lifetime.
+    """
+    first, *rest = ("".join("." if c == "?" else re.escape(c) for c in part) for part in pattern.split("*"))
+    if rest:
+        *middle, last = rest
+        first += "".join(f"(?>.*?{part})" for part in middle) + f".*{last}"
+    return re.fullmatch(first, value, re.DOTALL) is not None
 
 
 def principal_of(name: str) -> str:
