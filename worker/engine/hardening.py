@@ -22,7 +22,7 @@ ERASING_ALLOCATOR: Final = {
     "GLIBC_TUNABLES": "glibc.malloc.perturb=1:glibc.malloc.tcache_count=0",
     "PYTHONMALLOC": "malloc",
 }
-_MARK: Final = "ENGINE_STARTED_ANEW"
+_MARK: Final = "MRGC_ENGINE_STARTED_ANEW"
 _PR_SET_DUMPABLE: Final = 4  # prctl(2)
 
 
