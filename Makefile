@@ -54,7 +54,7 @@ test: models ## Run the whole test suite
 	@$(BIN)/python -m pytest
 
 faults: models ## Run only the tests that kill processes in the middle of the work
-	@$(BIN)/python -m pytest -m faults tests/faults
+	@$(BIN)/python -m pytest -m faults
 
 fuzz: $(FUZZ_STAMP) ## Fuzz every parser for SECONDS=60 each
 	@$(BIN)/python -m fuzz --seconds $(SECONDS)

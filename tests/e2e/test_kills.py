@@ -7,8 +7,11 @@ import pytest
 from tests.e2e.conftest import RunningStack, ensure_one_object_each
 from tests.waiting import until
 
+pytestmark = pytest.mark.faults
+
 JOBS = 500
-TEXTS = ["a text to embed", "and another one of other length", "short", "the last of this job"]
+#: Enough work that 500 jobs take some seconds even with the small model: the kill must come in the middle.
+TEXTS = [f"text number {number} of this job, {'with many more words ' * number}" for number in range(16)]
 
 
 @pytest.mark.timeout(240)

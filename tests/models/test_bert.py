@@ -57,6 +57,7 @@ def test_bfloat16_points_where_the_reference_points(
     assert (embeddings * reference[::2]).sum(axis=1).min() >= 0.999
 
 
+@pytest.mark.timeout(180)
 def test_minilm_gives_the_same_bits_in_any_company(minilm: Model, texts: list[str]) -> None:
     """A tenant's embedding does not depend on who else had jobs at that moment."""
     ensure_independent(minilm, rows_of(minilm, texts), compositions=20)
