@@ -97,15 +97,13 @@ class Statement:
 
     def spared_images(self, role: str) -> frozenset[str] | None:
         """Return the PCR0 values with which a Deny lets a role pass; None when it lets the role pass otherwise, too."""
-        spared: list[Condition] = []
+        spared: set[str] = set()
         for each in self.conditions:
             if each.operator in _NEGATED and each.key in IMAGE_KEYS:
-                spared.append(each)
+                spared.update(value.lower() for value in each.values)
             elif each.operator not in _PRINCIPAL_IS or each.key != _PRINCIPAL_ARN or role not in each.values:
                 return None  # narrower than the role, or not known to be as wide
-        if len(spared) > 1 or not self.names(role):
-            return None
-        return frozenset(value.lower() for each in spared for value in each.values)
+        return frozenset(spared) if self.names(role) else None
 
 
 def parse_statements(text: str) -> tuple[Statement, ...]:

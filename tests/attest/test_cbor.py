@@ -39,6 +39,15 @@ def test_what_the_subset_holds_is_read_back(value: Any) -> None:
             cbor.decode(data)
 
 
+@pytest.mark.parametrize("head", [b"\x81", b"\x9f", b"\xa1\x00"], ids=["list", "endless list", "map"])
+def test_the_depth_ends_where_it_says(head: bytes) -> None:
+    """So many containers around a leaf are read, and one more is refused."""
+    end = b"\xff" if head == b"\x9f" else b""
+    cbor.decode(head * cbor.MAX_DEPTH + b"\0" + end * cbor.MAX_DEPTH)
+    with pytest.raises(DocumentFormatError, match="nested"):
+        cbor.decode(head * (cbor.MAX_DEPTH + 1) + b"\0" + end * (cbor.MAX_DEPTH + 1))
+
+
 @given(VALUES.filter(lambda value: depth(value) <= cbor.MAX_DEPTH), st.binary(min_size=1, max_size=5))
 def test_one_item_and_nothing_after_it(value: Any, rest: bytes) -> None:
     """Trailing bytes, and every proper prefix, are refused."""

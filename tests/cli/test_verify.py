@@ -339,8 +339,9 @@ def test_a_file_of_any_size_is_refused_and_no_more_than_a_document_of_it_is_read
 
 def test_a_pipe_that_never_ends_is_refused_once_it_is_too_long() -> None:
     """The size cap comes before the reading: a verdict on /dev/zero needs no more memory than one on a document."""
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))"
     done = subprocess.run(
-        [sys.executable, "-c", "from mrgc.cli import main; main()", "verify", "/dev/zero"],
+        [sys.executable, "-c", f"{limited}; from mrgc.cli import main; main()", "verify", "/dev/zero"],
         capture_output=True,
         text=True,
         timeout=30,

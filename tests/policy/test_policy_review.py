@@ -234,6 +234,13 @@ LOOSENED: Final[dict[str, tuple[str, list[str]]]] = {
             "StringNotEqualsIgnoreCase": {IMAGE_CONDITION: [PCR0, ZERO]}, "ArnEquals": {"aws:PrincipalArn": SERVICE},
         }), ["weak_deny"],
     ),
+    "Deny that spares a second image by another operator": (
+        edited(DENY, Condition={
+            "StringNotEqualsIgnoreCase": {IMAGE_CONDITION: PCR0},
+            "StringNotEquals": {"kms:RecipientAttestation:PCR0": "0f" * 48},
+            "ArnEquals": {"aws:PrincipalArn": SERVICE},
+        }), ["weak_deny"],
+    ),
     "the tenant may grant": (text(allow({"AWS": TENANT}, "kms:CreateGrant")), ["delegation"]),
     "the tenant may do everything": (
         edited("TenantOwnsTheKey", Action="kms:*"), ["delegation"],
