@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from mrgc.policy import CONTEXT_CONDITION, JOB_ACCESS, JSON_ACCESS, PCR_CONDITION, TENANT_KEY, USE_KEY
 from mrgc.policy_statements import ANYONE, ATTESTATION, EXACT, Statement, account_of, parse_statements, principal_of
@@ -38,6 +38,25 @@ ATTESTABLE: Final = ("kms:Decrypt", "kms:GenerateDataKey", "kms:GenerateDataKeyP
 _PARENT_KEYS: Final = (PCR_CONDITION.format(3), PCR_CONDITION.format(4))
 
 
+#: What can be found, each explained in docs/key-policy.md.
+Code = Literal[
+    "delegation",
+    "grant",
+    "image_not_pinned",
+    "json_protocol",
+    "no_context",
+    "no_deny",
+    "other_action",
+    "other_image",
+    "other_principal",
+    "parent_only",
+    "unattested",
+    "weak_deny",
+    "wildcard_principal",
+    "zero_pcr",
+]
+
+
 class Grant(NamedTuple):
     """A grant on the key: access beside the policy (AWS: KMS Developer Guide, "Grants in AWS KMS")."""
 
@@ -48,7 +67,7 @@ class Grant(NamedTuple):
 class Finding(NamedTuple):
     """One thing that loosens the policy: a stable code, the statement's Sid ("" for none), and a sentence."""
 
-    code: str
+    code: Code
     sid: str
     text: str
 
@@ -154,7 +173,7 @@ class _Reading:
         if name == ANYONE:
             yield Finding("wildcard_principal", statement.sid, f"any principal of any account may {_said(dangers)}")
         elif not statement.is_attested:
-            code = "unattested" if name == self.service_role else "other_principal"
+            code: Code = "unattested" if name == self.service_role else "other_principal"
             yield Finding(code, statement.sid, f"{name} may {_said(dangers)} without attestation")
         elif name != self.service_role:
             text = f"{name} may {_said(dangers)} with attestation: plaintext would appear on that parent, too"
