@@ -1,0 +1,1 @@
+"""One module per fuzzed parser. Each makes a `TARGET`; `fuzz.registry` names them."""
