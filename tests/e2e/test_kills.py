@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mrgc.payloads import JobOptions
 from tests.e2e.conftest import RunningStack, ensure_one_object_each
 from tests.waiting import until
 
@@ -21,7 +22,7 @@ def test_a_killed_process_costs_no_job_and_doubles_no_result(stack: RunningStack
     letters = stack.dead_letters("acme")
     start = len(stack.objects())
     with stack.client("acme") as client:
-        jobs = list(client.submit_many([TEXTS] * JOBS))
+        jobs = list(client.submit_many([TEXTS] * JOBS, options=JobOptions(client.settings.model, truncate=True)))
         until(lambda: len(stack.objects()) - start > 10, within_s=60, what="the first results")
         before = stack.objects()
         stack.kill(part)
