@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 MAX_DEPTH: Final = 8  #: docs/spec.md §0; the outermost value counts as 1.
 
-#: A string with its escapes; one that never ends is left for the parser to refuse.
-_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+#: A string with its escapes; one that never ends goes to the end of the text, and the parser refuses it. From a quote
+#: on it always matches and never takes a step back, or else 64 KiB of escaped quotes would take half a minute.
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
