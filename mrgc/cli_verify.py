@@ -1,7 +1,8 @@
 """`mrgc verify`: judge one attestation document, as whoever relies on an enclave would.
 
 Called by `mrgc.cli`, which registers it. May import: typer, mrgc.attest, mrgc.errors, mrgc.measurements,
-mrgc.verify_report, mrgc.cli_files, mrgc.cli_lines, mrgc.cli_report. It asks nobody: the document is all it sees.
+mrgc.verify_report, mrgc.cli_files, mrgc.cli_lines, mrgc.cli_report. What reads certificates is imported when the
+command runs: it takes a third of the time of `mrgc --help`. It asks nobody: the document is all it sees.
 """
 
 from __future__ import annotations
@@ -12,20 +13,20 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from mrgc.attest.chain import Root, aws_root, load_root
 from mrgc.attest.cose import MAX_DOCUMENT_BYTES
 from mrgc.attest.document import MAX_FIELD_BYTES, MAX_PCRS, Kind
-from mrgc.attest.verify import Policy, claimed_time, verify_enclave_document, verify_nitrotpm_document
 from mrgc.cli_files import open_input
 from mrgc.cli_lines import print_line
 from mrgc.cli_report import print_error
 from mrgc.errors import AttestationError, ConfigError, InputFileError
 from mrgc.measurements import parse_pcr
-from mrgc.verify_report import Accepted, as_fields, as_lines
+
+if TYPE_CHECKING:
+    from mrgc.attest.chain import Root
 
 #: Age up to which a document counts as live; KMS itself accepts five minutes.
 LIVE_S: Final = 300.0
@@ -77,6 +78,14 @@ def verify(  # noqa: PLR0913 - typer takes one parameter per option
     --at now demands that the document is at most 300 s old. --at document judges an archived record at its own time,
     which its signature covers; a date and time with zone judges it at that moment; neither limits its age.
     """
+    from mrgc.attest.verify import (  # noqa: PLC0415 - see the module's docstring
+        Policy,
+        claimed_time,
+        verify_enclave_document,
+        verify_nitrotpm_document,
+    )
+    from mrgc.verify_report import Accepted, as_fields, as_lines  # noqa: PLC0415
+
     anchor = _anchor(root)
     policy = Policy(
         pcrs=_pcrs(pcr or ()),
@@ -117,6 +126,8 @@ def _read(file: str) -> bytes:
 
 
 def _anchor(root: Path | None) -> Root:
+    from mrgc.attest.chain import aws_root, load_root  # noqa: PLC0415 - see the module's docstring
+
     if root is None:
         return aws_root()
     try:
