@@ -88,8 +88,10 @@ def _another(value: Any, random: Random, mutate: MutateBytes) -> Any:
     return make(value, random, mutate)
 
 
-def _another_bytes(value: bytes, _random: Random, mutate: MutateBytes) -> bytes:
-    return mutate(value)
+def _another_bytes(value: bytes, random: Random, mutate: MutateBytes) -> bytes:
+    # As often as not of the same length, which most fields fix.
+    other = mutate(value)
+    return other if random.randrange(2) else (other + value)[: len(value)]
 
 
 def _another_text(value: str, _random: Random, mutate: MutateBytes) -> str:
