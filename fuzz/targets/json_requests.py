@@ -144,11 +144,25 @@ def seeds() -> dict[str, bytes]:
 
 
 def mutate(data: bytes, random: Random, mutate_bytes: MutateBytes) -> bytes:
-    """Change one member, or any byte; at times put two requests' bytes together."""
-    if random.randrange(6) == 0:
-        at = data.find(b'"', random.randrange(len(data) + 1))
-        return data[:at] + random.choice((b"\\", b'"', b'"plaintext_result":"e30=",', b" :")) + data[at:]
-    return strict_json.mutate(data, random, mutate_bytes)
+    """Change what a payload's base64 encodes, one member, or any byte; at times put in what may be cut wrongly."""
+    match random.randrange(6):
+        case 0:
+            at = data.find(b'"', random.randrange(len(data) + 1))
+            return data[:at] + random.choice((b"\\", b'"', b'"plaintext_result":"e30=",', b" :")) + data[at:]
+        case 1 | 2:
+            return _ENCODED.sub(lambda found: _encoded_anew(found[0], mutate_bytes), data)
+        case _:
+            return strict_json.mutate(data, random, mutate_bytes)
+
+
+_ENCODED = re.compile(rb'(?<=")[A-Za-z0-9+/]+={0,2}(?=",)')
+
+
+def _encoded_anew(text: bytes, mutate_bytes: MutateBytes) -> bytes:
+    try:
+        return base64.b64encode(mutate_bytes(base64.b64decode(text, validate=True)))
+    except binascii.Error:
+        return text
 
 
 TARGET = Target(check, seeds, mutate, max_bytes=1_024)
