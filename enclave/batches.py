@@ -10,7 +10,7 @@ mrgc.wire.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
@@ -25,26 +25,23 @@ from mrgc.wire import enclave_protocol, frames
 from mrgc.wire.enclave_protocol import Opened, SealRequest
 from mrgc.wire.frames import Frame
 from mrgc.wire.headers import JobHeader
-from mrgc.wire.sealed import (
-    ResultDraft,
-    SealedJob,
-    ensure_in_time,
-    open_job,
-    parse_job,
-    parse_job_aad,
-    seal_result,
-)
+from mrgc.wire.job_forms import FormedJob, JobCut, JobForm, JobForms, open_formed
+from mrgc.wire.result_forms import ResultForm
+from mrgc.wire.sealed import ResultDraft, ensure_in_time
 from mrgc.wire.strict_cbor import Buffer
 
 MAX_ANSWER_BYTES: Final = frames.MAX_FRAME_BYTES
 MAX_OUTCOME_BYTES: Final = 128  #: Of one job in an answer's header: at most 100 for its outcome, 5 for its size.
 MAX_OUTCOMES_BYTES: Final = 256  #: Of the rest of an answer's header, and its lengths.
 
+#: The data key of each form in a batch, or why its jobs have none.
+Keys = Mapping[JobForm, DataKey]
+
 
 class OneOpened(NamedTuple):
     """A job that passed every check, and the ticket to seal its result."""
 
-    job: SealedJob
+    job: FormedJob
     ticket: bytes
     #: In a buffer that its owner zeroes.
     plaintext: bytearray
@@ -67,6 +64,7 @@ class Batches:
         self._clock = clock
         self._counters = counters
         self._tickets = Tickets()
+        self._forms = JobForms()
 
     def open(self, frame: Frame) -> list[Buffer]:
         """Open sealed jobs.
@@ -80,8 +78,10 @@ class Batches:
         now_s = self._clock.now_s()
         blobs = enclave_protocol.parse_open_batch(frame)
         room = _Room(len(blobs))
-        outcomes = self._open_all([_admit(blob, now_s, room) for blob in blobs], now_s)
-        self._counters.add(open_batches=1)
+        jobs = [_admit(blob, self._forms, now_s, room) for blob in blobs]
+        with self._keys(job.cut.form for job in jobs if isinstance(job, FormedJob)) as keys:
+            outcomes = [self._open_one(job, keys, now_s) if isinstance(job, FormedJob) else job for job in jobs]
+        self._count(outcomes, open_batches=1, jobs_opened=sum(isinstance(o, Opened) for o in outcomes))
         return enclave_protocol.open_batch_response(frame.id, outcomes)
 
     def open_job(self, data: Buffer, *, tenant: str, key_arn: str) -> OneOpened:
@@ -93,16 +93,17 @@ class Batches:
         """
         now_s = self._clock.now_s()
         try:
-            job = _admitted(data, now_s)
-            if (job.header.tenant, job.header.key_arn) != (tenant, key_arn):
+            job = _admitted(data, self._forms, now_s)
+            header = job.cut.form.first
+            if (header.tenant, header.key_arn) != (tenant, key_arn):
                 raise FormatError("job is of another tenant or key than its request")
-            with self._keys([job.header]) as keys:
-                opened = self._opened(job, next(keys), now_s)
+            with self._keys([job.cut.form]) as keys:
+                plaintext, ticket = self._opened(job, keys, now_s)
         except MrgcError as error:
             self._count([socket_error(error)])
             raise
         self._count([], jobs_opened=1)
-        return opened
+        return OneOpened(job, ticket, plaintext)
 
     def seal(self, frame: Frame) -> list[Buffer]:
         """Seal results of jobs that this boot has opened.
@@ -126,55 +127,50 @@ class Batches:
             raise outcome
         return outcome
 
-    def _open_all(self, jobs: Sequence[SealedJob | MrgcError], now_s: float) -> list[Opened | MrgcError]:
-        with self._keys(job.header for job in jobs if isinstance(job, SealedJob)) as keys:
-            outcomes = [self._open_one(job, next(keys), now_s) if isinstance(job, SealedJob) else job for job in jobs]
-        self._count(outcomes, jobs_opened=sum(isinstance(o, Opened) for o in outcomes))
-        return outcomes
-
     def _seal_all(self, requests: Sequence[SealRequest], now_s: float) -> list[bytes | MrgcError]:
-        room = _Room(len(requests))
-        headers = [self._authentic_header(request, now_s) for request in requests]
-        with self._keys(header for header in headers if isinstance(header, JobHeader)) as keys:
+        jobs = [self._authentic(request, now_s) for request in requests]
+        with self._keys(job.form for job in jobs if isinstance(job, JobCut)) as keys:
+            sealer = _Sealer(keys, int(now_s), _Room(len(requests)))
             outcomes = [
-                _seal_one(request, header, next(keys), int(now_s), room) if isinstance(header, JobHeader) else header
-                for request, header in zip(requests, headers, strict=True)
+                sealer.seal(request, job) if isinstance(job, JobCut) else job
+                for request, job in zip(requests, jobs, strict=True)
             ]
         self._count(outcomes, results_sealed=sum(isinstance(o, bytes) for o in outcomes))
         return outcomes
 
-    def _open_one(self, job: SealedJob, key: DataKey, now_s: float) -> Opened | MrgcError:
+    def _open_one(self, job: FormedJob, keys: Keys, now_s: float) -> Opened | MrgcError:
         try:
-            opened = self._opened(job, key, now_s)
+            plaintext, ticket = self._opened(job, keys, now_s)
         except MrgcError as error:
             return socket_error(error)
-        return Opened(job.request, opened.ticket, opened.plaintext)
+        return Opened(job.request, ticket, plaintext)
 
-    def _opened(self, job: SealedJob, key: DataKey, now_s: float) -> OneOpened:
+    def _opened(self, job: FormedJob, keys: Keys, now_s: float) -> tuple[bytearray, bytes]:
+        key = keys[job.cut.form]
         if isinstance(key, MrgcError):
             raise key
-        plaintext = open_job(job, data_key=key)
-        ticket = self._tickets.issue(OPEN_PARENT, request=job.request, aad=job.aad, now_s=now_s)
-        return OneOpened(job, ticket, plaintext)
+        plaintext = open_formed(job, data_key=key)
+        return plaintext, self._tickets.issue(OPEN_PARENT, request=job.request, aad=job.aad, now_s=now_s)
 
-    def _authentic_header(self, result: SealRequest, now_s: float) -> JobHeader | MrgcError:
+    def _authentic(self, result: SealRequest, now_s: float) -> JobCut | MrgcError:
+        """Return the job that the result is of, which this boot has opened."""
         try:
             self._tickets.ensure_valid(result.ticket, OPEN_PARENT, request=result.request, aad=result.aad, now_s=now_s)
-            return parse_job_aad(result.aad)
+            return self._forms.parse_aad(result.aad)
         except MrgcError as error:
             return socket_error(error)
 
     @contextmanager
-    def _keys(self, headers: Iterable[JobHeader]) -> Iterator[Iterator[DataKey]]:
-        """Give the key, or the refusal, of each header in order, and zero the keys afterwards."""
-        wanted = [_wrapped_key(header) for header in headers]
-        # A batch has few keys: one look-up for each of them, not for each job.
-        wishes = [KeyWish(wrapped, uses) for wrapped, uses in Counter(wanted).items()]
-        obtained = {wish.wrapped: key for wish, key in zip(wishes, self._data_keys.obtain(wishes), strict=True)}
+    def _keys(self, forms: Iterable[JobForm]) -> Iterator[Keys]:
+        """Give the key, or the refusal, of each form, and zero the keys afterwards."""
+        # A batch has few forms: one look-up for each of them, not for each job.
+        uses = Counter(forms)
+        wishes = [KeyWish(_wrapped_key(form.first), count) for form, count in uses.items()]
+        keys = dict(zip(uses, self._data_keys.obtain(wishes), strict=True))
         try:
-            yield map(obtained.__getitem__, wanted)
+            yield keys
         finally:
-            for key in obtained.values():
+            for key in keys.values():
                 if isinstance(key, bytearray):
                     wipe(key)
 
@@ -196,20 +192,69 @@ class _Room:
         self._left -= count
 
 
-def _admit(data: memoryview, now_s: float, room: _Room) -> SealedJob | MrgcError:
+class _Sealer:
+    """Seals the results of one batch.
+
+    Args:
+        keys: of every form in it.
+        created: time of all of them, unix seconds.
+        room: what the answer's frame has left.
+    """
+
+    def __init__(self, keys: Keys, created: int, room: _Room) -> None:
+        self._keys = keys
+        self._created = created
+        self._room = room
+        #: By the form of the job, and what the parent says of the result: model, type, status.
+        self._forms: dict[tuple[JobForm, str, str, str], ResultForm] = {}
+
+    def seal(self, result: SealRequest, job: JobCut) -> bytes | MrgcError:
+        """Seal one result of an opened job, or say why not."""
+        key = self._keys[job.form]
+        if isinstance(key, MrgcError):
+            return socket_error(key)
+        claims = (job.form, result.model, result.type, result.status)
+        form = self._forms.get(claims)
+        if form is None:
+            form = self._forms[claims] = self._form_of(result, job.form.first)
+        try:
+            sealed = form.seal(result.body, job=job.job, request=result.request, data_key=key)
+            self._room.take(len(sealed))
+        except MrgcError as error:
+            return socket_error(error)
+        return sealed
+
+    def _form_of(self, result: SealRequest, header: JobHeader) -> ResultForm:
+        draft = ResultDraft(
+            tenant=header.tenant,
+            job=header.job,
+            key_arn=header.key_arn,
+            edk=header.edk,
+            context=header.context,
+            request=result.request,
+            model=result.model,
+            type=result.type,
+            status=result.status,
+            tier=OPEN_PARENT.tier,
+            created=self._created,
+        )
+        return ResultForm(draft)
+
+
+def _admit(data: memoryview, forms: JobForms, now_s: float, room: _Room) -> FormedJob | MrgcError:
     try:
-        job = _admitted(data, now_s)
-        room.take(job.body_bytes)
+        job = _admitted(data, forms, now_s)
+        room.take(job.cut.body_bytes)
     except MrgcError as error:
         return socket_error(error)
     return job
 
 
-def _admitted(data: Buffer, now_s: float) -> SealedJob:
+def _admitted(data: Buffer, forms: JobForms, now_s: float) -> FormedJob:
     """Checks (1) to (3) of docs/spec.md §2: public bytes only."""
-    job = parse_job(data)
-    ensure_in_time(job.header, now_s)
-    _ensure_servable(job.header)
+    job = forms.parse_job(data)
+    ensure_in_time(job.cut, now_s)
+    _ensure_servable(job.cut.form.first)
     return job
 
 
@@ -219,30 +264,6 @@ def _ensure_servable(header: JobHeader) -> None:
         raise TrustFloorError("job demands a higher trust tier")
     if header.receipt is not None:
         raise UnsupportedError("receipts are not made")
-
-
-def _seal_one(result: SealRequest, header: JobHeader, key: DataKey, created: int, room: _Room) -> bytes | MrgcError:
-    if isinstance(key, MrgcError):
-        return socket_error(key)
-    draft = ResultDraft(
-        tenant=header.tenant,
-        job=header.job,
-        key_arn=header.key_arn,
-        edk=header.edk,
-        context=header.context,
-        request=result.request,
-        model=result.model,
-        type=result.type,
-        status=result.status,
-        tier=OPEN_PARENT.tier,
-        created=created,
-    )
-    try:
-        sealed = seal_result(draft, result.body, data_key=key)
-        room.take(len(sealed))
-    except MrgcError as error:
-        return socket_error(error)
-    return sealed
 
 
 def _wrapped_key(header: JobHeader) -> WrappedKey:

@@ -22,6 +22,8 @@ REFUSAL_AGE_S: Final = 30.0  #: docs/spec.md §7, key_access.
 MAX_PER_TENANT: Final = 256  #: Keys of one tenant: an epoch's, those of its late jobs and of its parallel clients.
 MAX_ENTRIES: Final = 32_768  #: Keys and refusals of all tenants; about 15 MiB.
 
+_ZEROS: Final = memoryview(bytes(64 << 10))
+
 
 class WrappedKey(NamedTuple):
     """A data key as a job names it: all that KMS needs to unwrap it."""
@@ -135,7 +137,14 @@ class KeyCache:
 
 def wipe(secret: bytearray) -> None:
     """Overwrite a secret in place."""
-    secret[:] = bytes(len(secret))
+    view = memoryview(secret)
+    if len(view) <= len(_ZEROS):
+        view[:] = _ZEROS[: len(view)]
+        return
+    # From one buffer of zeros: to make a second one of the secret's length costs more than to overwrite it.
+    for start in range(0, len(view), len(_ZEROS)):
+        piece = view[start : start + len(_ZEROS)]
+        piece[:] = _ZEROS[: len(piece)]
 
 
 def _zero(entry: _Entry) -> None:

@@ -14,6 +14,9 @@ import os
 import struct
 from typing import Final, NamedTuple
 
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
+
 from mrgc.errors import TicketError
 from mrgc.wire.strict_cbor import Buffer
 
@@ -40,7 +43,8 @@ class Tickets:
     """Issues and checks the tickets of one boot."""
 
     def __init__(self) -> None:
-        self._boot_key = os.urandom(_BOOT_KEY_BYTES)
+        self._boot_mac = HMAC(os.urandom(_BOOT_KEY_BYTES), SHA256())
+        self._boot_mac.update(_LABEL)
 
     def issue(self, opening: Opening, *, request: bytes, aad: Buffer, now_s: float) -> bytes:
         """Make the ticket of a job that passed every check of docs/spec.md §2.
@@ -70,6 +74,8 @@ class Tickets:
             raise TicketError("ticket is too old")
 
     def _mac(self, deadline: bytes, opening: Opening, request: bytes, aad: Buffer) -> bytes:
-        host_and_hashes = opening.host + request + hashlib.sha256(aad).digest()
-        message = _LABEL + deadline + bytes([opening.tier]) + opening.session + host_and_hashes
-        return hmac.digest(self._boot_key, message, "sha256")
+        # A copy of the MAC that has read the label: the key is set up once for the boot, not for every job.
+        mac = self._boot_mac.copy()
+        tier = opening.tier.to_bytes(1, "big")
+        mac.update(deadline + tier + opening.session + opening.host + request + hashlib.sha256(aad).digest())
+        return mac.finalize()

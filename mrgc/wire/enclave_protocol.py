@@ -24,6 +24,8 @@ TICKET_BYTES: Final = 40
 MAX_JOBS: Final = 1_024  #: docs/spec.md §6, jobs in one frame.
 NONCE_BYTES: Final = range(16, 65)  #: docs/spec.md §6, attest.
 MAX_CREDENTIAL_CHARS: Final = 8_192  #: An STS session token is opaque; those seen stay below 2 KiB.
+#: Keys of one result in a seal_batch request.
+_CLAIM: Final[dict[str, type]] = {"request": bytes, "ticket": bytes, "status": str, "model": str, "type": str}
 
 
 class Op(StrEnum):
@@ -179,9 +181,7 @@ def parse_seal_batch(frame: Frame) -> list[SealRequest]:
     _ensure(1 <= len(claims) <= MAX_JOBS and len(frame.blobs) == 2 * len(claims), "seal_batch")
     results = []
     for index, claim in enumerate(claims):
-        request, ticket, status, model, content_type = _typed(
-            claim, {"request": bytes, "ticket": bytes, "status": str, "model": str, "type": str}
-        )
+        request, ticket, status, model, content_type = _typed(claim, _CLAIM)
         _ensure(len(request) == HASH_BYTES and len(ticket) == TICKET_BYTES, "seal_batch")
         aad, body = frame.blobs[2 * index], frame.blobs[2 * index + 1]
         results.append(SealRequest(request, ticket, status, model, content_type, aad, body))
@@ -324,8 +324,12 @@ def _fields(frame: Frame, **types: type) -> list[Any]:
 def _typed(fields: object, types: dict[str, type]) -> list[Any]:
     if type(fields) is not dict or fields.keys() != types.keys():
         raise FormatError("request has a missing or an unknown key")
-    values = [fields[name] for name in types]
-    _ensure(all(type(value) is kind for value, kind in zip(values, types.values(), strict=True)), "type")
+    values = []
+    for name, kind in types.items():
+        value = fields[name]
+        if type(value) is not kind:
+            raise FormatError("request has a key of another type")
+        values.append(value)
     return values
 
 

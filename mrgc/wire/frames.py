@@ -170,17 +170,21 @@ def _cut(rest: memoryview, sizes: object) -> list[memoryview]:
     return blobs
 
 
-def _slices(buffers: Sequence[Buffer], slice_bytes: int) -> Iterator[list[memoryview]]:
-    group: list[memoryview] = []
+def _slices(buffers: Sequence[Buffer], slice_bytes: int) -> Iterator[list[Buffer]]:
+    group: list[Buffer] = []
     room = slice_bytes
     for buffer in buffers:
-        view = memoryview(buffer)
-        while view:
-            part, view = view[:room], view[room:]
-            group.append(part)
-            room -= len(part)
-            if room == 0 or len(group) == _MAX_BUFFERS_PER_WRITE:
-                yield group
-                group, room = [], slice_bytes
+        rest = buffer
+        while len(rest) >= room:
+            view = memoryview(rest)
+            group.append(view[:room])
+            yield group
+            group, room, rest = [], slice_bytes, view[room:]
+        if rest:
+            group.append(rest)
+            room -= len(rest)
+        if len(group) == _MAX_BUFFERS_PER_WRITE:
+            yield group
+            group, room = [], slice_bytes
     if group:
         yield group

@@ -83,10 +83,7 @@ class JobHeader(NamedTuple):
         _ensure_job(header)
         ensure(_matches(MODEL, header.model), "model")
         ensure(header.type in (JSON_TYPE, CBOR_TYPE), "type")
-        ensure(_is_uint(header.items, 1, MAX_ITEMS), "items")
-        ensure(_is_uint(header.created, 0, TIME_END - 1), "created")
-        ensure(_is_uint(header.expires, header.created + 1, header.created + MAX_LIFETIME_S), "expires")
-        ensure(header.expires < TIME_END, "expires")
+        ensure_job_numbers(header.items, header.created, header.expires)
         ensure(_is_uint(header.floor, 0, 3), "floor")
         ensure(header.result is None or _matches(RESULT_TARGET, header.result), "result")
         ensure(header.hosts is None or _are_hosts(header.hosts, header.floor), "hosts")
@@ -171,6 +168,17 @@ class StandaloneHeader(NamedTuple):
     def to_map(self) -> dict[str, Any]:
         """Return the fields by name."""
         return self._asdict()
+
+
+def ensure_job_numbers(items: int, created: int, expires: int) -> None:
+    """Hold the numbers of a job header that differ from job to job to docs/spec.md §2.
+
+    Raises:
+        FormatError: one is no uint of its range, or the job expires before or too long after its creation.
+    """
+    ensure(_is_uint(items, 1, MAX_ITEMS), "items")
+    ensure(_is_uint(created, 0, TIME_END - 1), "created")
+    ensure(_is_uint(expires, created + 1, min(created + MAX_LIFETIME_S, TIME_END - 1)), "expires")
 
 
 def ensure_result_claims(model: object, content_type: object, status: object) -> None:

@@ -14,10 +14,12 @@ import hmac
 import os
 import struct
 from enum import IntEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from mrgc.errors import AuthenticationError, ExpiredError, FormatError, TooLargeError
 from mrgc.wire import strict_cbor
@@ -32,9 +34,12 @@ MAX_TRAILER_BYTES: Final = 16_384
 TAG_BYTES: Final = 16
 DATA_KEY_BYTES: Final = 32
 SALT_BYTES: Final = 32
+COMMIT_BYTES: Final = 32
 CLOCK_SKEW_S: Final = 300  #: docs/spec.md §2, check (2).
 
-_PREFIX: Final = struct.Struct(">4sBBHI")
+#: Magic, version, kind, header length, body length.
+PREFIX: Final = struct.Struct(">4sBBHI")
+_SHA512: Final = SHA512()
 _AEAD_KEY_BYTES: Final = 32
 #: Constant, because every sealing derives a key of its own from a fresh salt: no key ever meets a second nonce.
 _NONCE: Final = bytes(12)
@@ -194,12 +199,24 @@ def parse_job_aad(aad: Buffer) -> JobHeader:
         FormatError: the bytes are not the first 12+H bytes of a sealed job.
     """
     header_bytes, _ = _unpack_prefix(aad, Kind.JOB)
-    if len(aad) != _PREFIX.size + header_bytes:
+    if len(aad) != PREFIX.size + header_bytes:
         raise FormatError("aad of a sealed job has the wrong length")
-    return JobHeader.from_map(strict_cbor.decode(aad[_PREFIX.size :]))
+    return JobHeader.from_map(strict_cbor.decode(aad[PREFIX.size :]))
 
 
-def ensure_in_time(header: JobHeader, now_s: float) -> None:
+class Dated(Protocol):
+    """What says when it was created and when it expires: a job's header, and what stands for one."""
+
+    @property
+    def created(self) -> int:
+        """Unix seconds."""
+
+    @property
+    def expires(self) -> int:
+        """Unix seconds."""
+
+
+def ensure_in_time(header: Dated, now_s: float) -> None:
     """Check (2) of docs/spec.md §2.
 
     Args:
@@ -225,7 +242,7 @@ def seal_job(draft: JobDraft, plaintext: Buffer, *, data_key: Buffer) -> bytes:
         FormatError: a field breaks its rule, or the plaintext is empty or over the cap.
     """
     fields = {name: value for name, value in draft._asdict().items() if value is not None}
-    salt, aead_key, commit = _fresh_keys(data_key, job_info(draft.job))
+    salt, aead_key, commit = fresh_keys(data_key, job_info(draft.job))
     fields |= {"salt": salt, "commit": commit}
     JobHeader.from_map(fields)
     return _assemble(Kind.JOB, fields, plaintext, aead_key)
@@ -238,7 +255,7 @@ def seal_result(draft: ResultDraft, body: Buffer, *, data_key: Buffer) -> bytes:
         FormatError: a field breaks its rule, or the body is empty or over the cap.
     """
     fields = {name: value for name, value in draft._asdict().items() if value is not None}
-    salt, aead_key, commit = _fresh_keys(data_key, result_info(draft.job, draft.request))
+    salt, aead_key, commit = fresh_keys(data_key, result_info(draft.job, draft.request))
     fields |= {"salt": salt, "commit": commit}
     ResultHeader.from_map(fields)
     return _assemble(Kind.RESULT, fields, body, aead_key)
@@ -250,7 +267,7 @@ def seal_standalone(draft: StandaloneDraft, body: Buffer, *, data_key: Buffer) -
     Raises:
         FormatError: a field breaks its rule, or the body is empty or over the cap.
     """
-    salt, aead_key, commit = _fresh_keys(data_key, _STANDALONE_INFO)
+    salt, aead_key, commit = fresh_keys(data_key, _STANDALONE_INFO)
     fields = draft._asdict() | {"context": standalone_context(draft.tenant), "salt": salt, "commit": commit}
     StandaloneHeader.from_map(fields)
     return _assemble(Kind.STANDALONE, fields, body, aead_key)
@@ -266,8 +283,8 @@ def open_job(sealed: SealedJob, *, data_key: Buffer) -> bytearray:
         AuthenticationError: the data key, the commitment or the tag does not verify.
     """
     header = sealed.header
-    aead_key = _committed_key(data_key, header.salt, header.commit, job_info(header.job))
-    return _decrypt(aead_key, sealed.ciphertext, sealed.aad)
+    aead_key = committed_key(data_key, header.salt, header.commit, job_info(header.job))
+    return decrypt(sealed.ciphertext, sealed.aad, aead_key=aead_key)
 
 
 def open_result(sealed: SealedResult, *, data_key: Buffer) -> bytearray:
@@ -281,8 +298,8 @@ def open_result(sealed: SealedResult, *, data_key: Buffer) -> bytearray:
     """
     header = sealed.header
     info = result_info(header.job, header.request)
-    aead_key = _committed_key(data_key, header.salt, header.commit, info)
-    return _decrypt(aead_key, sealed.ciphertext, sealed.aad)
+    aead_key = committed_key(data_key, header.salt, header.commit, info)
+    return decrypt(sealed.ciphertext, sealed.aad, aead_key=aead_key)
 
 
 def open_standalone(sealed: SealedStandalone, *, data_key: Buffer) -> bytearray:
@@ -295,8 +312,8 @@ def open_standalone(sealed: SealedStandalone, *, data_key: Buffer) -> bytearray:
         AuthenticationError: the data key, the commitment or the tag does not verify.
     """
     header = sealed.header
-    aead_key = _committed_key(data_key, header.salt, header.commit, _STANDALONE_INFO)
-    return _decrypt(aead_key, sealed.ciphertext, sealed.aad)
+    aead_key = committed_key(data_key, header.salt, header.commit, _STANDALONE_INFO)
+    return decrypt(sealed.ciphertext, sealed.aad, aead_key=aead_key)
 
 
 def standalone_context(tenant: str) -> dict[str, str]:
@@ -315,34 +332,33 @@ def result_info(job: bytes, request: bytes) -> bytes:
 
 
 def derive(data_key: Buffer, salt: bytes, info: bytes) -> tuple[bytes, bytes]:
-    """Derive the AEAD key and the commitment: HKDF-SHA512 (RFC 5869) with one output block, written out.
+    """Derive the AEAD key and the commitment: the two halves of one block of HKDF-SHA512 (RFC 5869).
 
     Returns:
         (AEAD key, 32 bytes; commitment, 32 bytes).
     """
-    pseudo_random_key = hmac.digest(salt, data_key, "sha512")
-    output = hmac.digest(pseudo_random_key, info + b"\x01", "sha512")
+    output = HKDF(_SHA512, _AEAD_KEY_BYTES + COMMIT_BYTES, salt, info).derive(data_key)
     return output[:_AEAD_KEY_BYTES], output[_AEAD_KEY_BYTES:]
 
 
 def _split(data: Buffer, kind: Kind, max_body_bytes: int) -> _Layout:
     view = memoryview(data)
     header_bytes, body_bytes = _unpack_prefix(view, kind)
-    body_start = _PREFIX.size + header_bytes
+    body_start = PREFIX.size + header_bytes
     end = body_start + body_bytes + TAG_BYTES
     if len(view) < end:
         raise FormatError("sealed object is cut short")
     if body_bytes > max_body_bytes:
         raise TooLargeError("body is over this deployment's cap")
     aad = bytes(view[:body_start])
-    fields = strict_cbor.decode(aad[_PREFIX.size :])
+    fields = strict_cbor.decode(aad[PREFIX.size :])
     return _Layout(fields, aad, view[body_start:end], view[end:])
 
 
 def _unpack_prefix(data: Buffer, kind: Kind) -> tuple[int, int]:
-    if len(data) < _PREFIX.size:
+    if len(data) < PREFIX.size:
         raise FormatError("sealed object is cut short")
-    magic, version, found_kind, header_bytes, body_bytes = _PREFIX.unpack_from(data)
+    magic, version, found_kind, header_bytes, body_bytes = PREFIX.unpack_from(data)
     if magic != MAGIC or version != VERSION or found_kind != kind:
         raise FormatError("not a sealed object of the expected version and kind")
     if not (1 <= header_bytes <= MAX_HEADER_BYTES and 1 <= body_bytes <= MAX_BODY_BYTES):
@@ -350,14 +366,27 @@ def _unpack_prefix(data: Buffer, kind: Kind) -> tuple[int, int]:
     return header_bytes, body_bytes
 
 
-def _fresh_keys(data_key: Buffer, info: bytes) -> tuple[bytes, bytes, bytes]:
+def fresh_keys(data_key: Buffer, info: bytes) -> tuple[bytes, bytes, bytes]:
+    """Derive the keys of a new object under a salt of its own.
+
+    Returns:
+        (salt, 32 bytes; AEAD key, 32 bytes; commitment, 32 bytes).
+
+    Raises:
+        AuthenticationError: the data key has another length than 32 bytes.
+    """
     if len(data_key) != DATA_KEY_BYTES:
         raise AuthenticationError
     salt = os.urandom(SALT_BYTES)
     return salt, *derive(data_key, salt, info)
 
 
-def _committed_key(data_key: Buffer, salt: bytes, commit: bytes, info: bytes) -> bytes:
+def committed_key(data_key: Buffer, salt: bytes, commit: bytes, info: bytes) -> bytes:
+    """Derive the AEAD key of a received object and compare the commitment.
+
+    Raises:
+        AuthenticationError: the data key has another length than 32 bytes, or is not the one that was committed to.
+    """
     if len(data_key) != DATA_KEY_BYTES:
         raise AuthenticationError
     aead_key, expected = derive(data_key, salt, info)
@@ -366,20 +395,35 @@ def _committed_key(data_key: Buffer, salt: bytes, commit: bytes, info: bytes) ->
     return aead_key
 
 
-def _assemble(kind: Kind, fields: dict[str, Any], plaintext: Buffer, aead_key: bytes) -> bytes:
-    header = strict_cbor.encode(fields)
-    if not 1 <= len(header) <= MAX_HEADER_BYTES:
-        raise FormatError("header is over 16,384 bytes")
+def ensure_body(plaintext: Buffer) -> None:
+    """Raise FormatError unless there is a plaintext, within the cap."""
     if not 1 <= len(plaintext) <= MAX_BODY_BYTES:
         raise FormatError("plaintext is empty or over 33,554,432 bytes")
-    aad = _PREFIX.pack(MAGIC, VERSION, kind, len(header), len(plaintext)) + header
+
+
+def encrypt(plaintext: Buffer, aad: bytes, *, aead_key: bytes) -> bytes:
+    """Return the whole object, AAD ‖ ciphertext ‖ tag, under a key that is used for nothing else."""
     return aad + AESGCM(aead_key).encrypt(_NONCE, plaintext, aad)
 
 
-def _decrypt(aead_key: bytes, ciphertext: memoryview, aad: bytes) -> bytearray:
+def decrypt(ciphertext: memoryview, aad: bytes, *, aead_key: bytes) -> bytearray:
+    """Authenticate and decrypt ciphertext ‖ tag into a buffer of its own.
+
+    Raises:
+        AuthenticationError: the tag does not verify.
+    """
     plaintext = bytearray(len(ciphertext) - TAG_BYTES)
     try:
         AESGCM(aead_key).decrypt_into(_NONCE, ciphertext, aad, plaintext)
     except InvalidTag:
         raise AuthenticationError from None
     return plaintext
+
+
+def _assemble(kind: Kind, fields: dict[str, Any], plaintext: Buffer, aead_key: bytes) -> bytes:
+    header = strict_cbor.encode(fields)
+    if not 1 <= len(header) <= MAX_HEADER_BYTES:
+        raise FormatError("header is over 16,384 bytes")
+    ensure_body(plaintext)
+    aad = PREFIX.pack(MAGIC, VERSION, kind, len(header), len(plaintext)) + header
+    return encrypt(plaintext, aad, aead_key=aead_key)

@@ -8,6 +8,7 @@ May import: the standard library, cbor2, mrgc.errors.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final, Never
 
 import cbor2
@@ -18,6 +19,9 @@ Buffer = bytes | bytearray | memoryview
 
 MAX_DEPTH: Final = 4  #: docs/spec.md §0; the outer map counts as 1.
 _UINT_END: Final = 1 << 64  #: RFC 8949 §3.1: a larger integer would need a tag, which the subset has not.
+
+_CONTAINERS: Final = (dict, list, tuple)
+_TEXTS: Final = (bytes, str)
 
 
 def _refuse_tag(*_: object) -> Never:
@@ -88,41 +92,45 @@ def decode(data: Buffer, *, max_depth: int = MAX_DEPTH, booleans: bool = False) 
 def _sorted(value: Any) -> Any:
     kind = type(value)
     if kind is dict:
-        # Bytewise order of the encodings = by encoded length, then by bytes: the head of a shorter text sorts first.
-        keys = sorted(value, key=_order)
-        return {key: _sorted(value[key]) for key in keys}
+        names = _in_order(tuple(value))
+        return {name: _sorted(item) if type(item := value[name]) in _CONTAINERS else item for name in names}
     if kind is list or kind is tuple:
-        return [_sorted(item) for item in value]
+        return [_sorted(item) if type(item) in _CONTAINERS else item for item in value]
     return value
 
 
-def _order(key: str) -> tuple[int, bytes]:
-    encoded = key.encode()
-    return len(encoded), encoded
+@lru_cache(maxsize=256)
+def _in_order(keys: tuple[str, ...]) -> tuple[str, ...]:
+    # Bytewise order of the encodings = by encoded length, then by bytes: the head of a shorter text sorts first.
+    # Remembered, because a writer has few shapes of map; a reader, whose maps are of anybody's making, does without.
+    return tuple(sorted(keys, key=lambda key: (len(key.encode()), key.encode())))
 
 
 def _ensure_subset(value: Any, depth: int, *, booleans: bool) -> None:
     kind = type(value)
-    if kind is int:
-        if not 0 <= value < _UINT_END:
-            raise FormatError("cbor integer outside 0..2^64-1")
-    elif kind is dict or kind is list:
+    if kind is dict or kind is list:
         if depth < 1:
             raise FormatError("cbor nested too deeply")
         if kind is dict:
             _ensure_ordered_keys(value)
         for item in value.values() if kind is dict else value:
-            _ensure_subset(item, depth - 1, booleans=booleans)
+            # Most are one of these: a call for each would double the price of a header.
+            if type(item) not in _TEXTS and not (type(item) is int and 0 <= item < _UINT_END):
+                _ensure_subset(item, depth - 1, booleans=booleans)
+    elif kind is int:
+        if not 0 <= value < _UINT_END:
+            raise FormatError("cbor integer outside 0..2^64-1")
     elif kind is not bytes and kind is not str and not (booleans and kind is bool):
         raise FormatError("cbor type outside the allowed subset")
 
 
 def _ensure_ordered_keys(fields: dict[Any, Any]) -> None:
-    previous = (-1, b"")
+    size, previous = -1, ""
     for key in fields:
         if type(key) is not str:
             raise FormatError("cbor map key is not text")
-        order = _order(key)
-        if order <= previous:
+        length = len(key) if key.isascii() else len(key.encode())
+        # UTF-8 keeps the order of code points, which is the order of Python's texts.
+        if length < size or (length == size and key <= previous):
             raise FormatError("cbor map keys are not in canonical order")
-        previous = order
+        size, previous = length, key

@@ -1,0 +1,167 @@
+"""Sealed jobs, read by their forms.
+
+The jobs of one tenant and epoch have headers of one form: they differ in job, salt, commit, items, created and expires
+only. The first of a form is parsed in full; the others are compared with it, byte for byte, outside these fields, and
+the numbers among them are held to docs/spec.md §2. Whatever does not fit a form is parsed in full, so nothing is
+accepted or refused here that `mrgc.wire.sealed.parse_job` would not accept or refuse. What is remembered is public.
+
+Called by `enclave.batches`. May import: the standard library, mrgc.wire.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final, NamedTuple
+
+from mrgc.wire.aad_template import AadTemplate, read_uint
+from mrgc.wire.headers import JobHeader, ensure_job_numbers
+from mrgc.wire.sealed import (
+    MAX_BODY_BYTES,
+    PREFIX,
+    TAG_BYTES,
+    committed_key,
+    decrypt,
+    job_info,
+    parse_job,
+    parse_job_aad,
+)
+from mrgc.wire.strict_cbor import Buffer
+
+#: What a form is looked up by: its header's length and first bytes. Canonical order puts the edk there, and a wrapped
+#: key of KMS is longer: so they hold no field that differs, tell data keys apart, and all jobs under one share them.
+_LOOKUP: Final = slice(PREFIX.size, PREFIX.size + 96)
+_HEADER_LENGTH: Final = slice(6, 8)
+MAX_FORMS: Final = 256  #: Remembered at once; with headers of 16 KiB each, below 16 MiB.
+MAX_TIMES: Final = 1_024  #: Of one form, remembered at once.
+#: In canonical order, whatever optional fields lie between them.
+_HOLES: Final = ("job", "salt", "items", "commit", "created", "expires")
+
+
+class JobForm:
+    """What the jobs of one form share.
+
+    Args:
+        first: header of the form's first job. Of it, `_HOLES` are that job's own.
+        aad: that job's AAD, checked.
+    """
+
+    def __init__(self, first: JobHeader, aad: bytes) -> None:
+        self.first: Final = first
+        self.aad_bytes: Final = len(aad)
+        self._aad = aad
+        self._template: AadTemplate | None = None
+        #: Encoded items, created and expires → created and expires, all checked.
+        self._times: dict[tuple[bytes, bytes, bytes], tuple[int, int]] = {}
+
+    def cut(self, aad: bytes) -> JobCut | None:
+        """Read the AAD of another job; None if it is of another form."""
+        if self._template is None:
+            # Not before a second job comes: there may be as many forms as jobs.
+            self._template = AadTemplate(self._aad, _HOLES)
+        holes = self._template.read(aad)
+        if holes is None:
+            return None
+        body_bytes, job, salt, items, commit, created, expires = holes
+        times = self._times.get((items, created, expires))
+        if times is None:
+            numbers = read_uint(items), read_uint(created), read_uint(expires)
+            if min(numbers) < 0:
+                return None
+            ensure_job_numbers(*numbers)
+            if len(self._times) >= MAX_TIMES:
+                self._times.clear()
+            times = self._times[items, created, expires] = numbers[1:]
+        return JobCut(self, int.from_bytes(body_bytes, "big"), job, salt, commit, *times)
+
+
+class JobCut(NamedTuple):
+    """The AAD of one job: its form, and its own fields that opening and sealing need."""
+
+    form: JobForm
+    body_bytes: int
+    job: bytes
+    salt: bytes
+    commit: bytes
+    created: int
+    expires: int
+
+
+class FormedJob(NamedTuple):
+    """A sealed job whose form and header were checked; its tag was not."""
+
+    cut: JobCut
+    aad: bytes
+    #: Ciphertext ‖ tag, a view into the received object.
+    ciphertext: memoryview
+    #: SHA-256 of the whole object (docs/spec.md §1).
+    request: bytes
+
+
+class JobForms:
+    """Reads jobs, and remembers their forms. Threads may share one."""
+
+    def __init__(self) -> None:
+        self._forms: dict[bytes, JobForm] = {}
+
+    def parse_job(self, data: Buffer) -> FormedJob:
+        """Check the form of a sealed job (docs/spec.md §1, and §2 check 1).
+
+        Raises:
+            FormatError: as `mrgc.wire.sealed.parse_job`.
+        """
+        view = memoryview(data)
+        key = _key(view)
+        form = self._forms.get(key)
+        if form is not None:
+            aad = bytes(view[: form.aad_bytes])
+            ciphertext = view[form.aad_bytes :]
+            cut = form.cut(aad)
+            if cut is not None and cut.body_bytes == len(ciphertext) - TAG_BYTES and _is_body(cut.body_bytes):
+                return FormedJob(cut, aad, ciphertext, hashlib.sha256(view).digest())
+        job = parse_job(view)
+        return FormedJob(self._first(key, job.header, job.aad), job.aad, job.ciphertext, job.request)
+
+    def parse_aad(self, aad: Buffer) -> JobCut:
+        """Read the AAD of a job that was opened, as `seal_batch` receives it (docs/spec.md §6).
+
+        Raises:
+            FormatError: as `mrgc.wire.sealed.parse_job_aad`.
+        """
+        received = bytes(aad)
+        key = _key(received)
+        form = self._forms.get(key)
+        cut = form.cut(received) if form is not None else None
+        if cut is not None and _is_body(cut.body_bytes):
+            return cut
+        return self._first(key, parse_job_aad(received), received)
+
+    def _first(self, key: bytes, header: JobHeader, aad: bytes) -> JobCut:
+        """Note a form; of those that the lookup cannot tell apart, the first is kept."""
+        form = JobForm(header, aad)
+        if len(self._forms) >= MAX_FORMS:
+            self._forms.clear()
+        self._forms.setdefault(key, form)
+        body_bytes = int.from_bytes(aad[8 : PREFIX.size], "big")
+        return JobCut(form, body_bytes, header.job, header.salt, header.commit, header.created, header.expires)
+
+
+def open_formed(job: FormedJob, *, data_key: Buffer) -> bytearray:
+    """Authenticate and decrypt a job: checks (5) and (6) of docs/spec.md §2.
+
+    Returns:
+        The plaintext in a buffer of its own, which the caller zeroes after use.
+
+    Raises:
+        AuthenticationError: the data key, the commitment or the tag does not verify.
+    """
+    cut = job.cut
+    aead_key = committed_key(data_key, cut.salt, cut.commit, job_info(cut.job))
+    return decrypt(job.ciphertext, job.aad, aead_key=aead_key)
+
+
+def _key(data: Buffer) -> bytes:
+    return bytes(data[_HEADER_LENGTH]) + bytes(data[_LOOKUP])
+
+
+def _is_body(count: int) -> bool:
+    return 1 <= count <= MAX_BODY_BYTES
