@@ -25,6 +25,7 @@ NAMES: Final = (
     "engine_protocol",
     "frames",
     "headers",
+    "job_forms",
     "json_requests",
     "key_policies",
     "payloads",
