@@ -9,11 +9,11 @@ Called by `mrgc.client`. May import: the standard library, mrgc.errors, mrgc.res
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from random import SystemRandom
 from typing import Final
 
 from mrgc.errors import ExpiredError, WaitTimeout
@@ -23,6 +23,7 @@ from mrgc.submitted import SubmittedJob
 ROUND_JOBS: Final = 64  #: With MIN_REST_S: at most about 1,000 looks a second for nothing, however many jobs wait.
 MIN_REST_S: Final = 0.1  #: About what a job takes.
 MAX_REST_S: Final = 2.0  #: What a result may lie unseen.
+_RANDOM: Final = SystemRandom()
 
 
 class State(StrEnum):
@@ -106,7 +107,7 @@ class LookSchedule:
         self._idle_rounds = 0 if found else min(self._idle_rounds + 1, 16)
         longest_s: float = min(MAX_REST_S, MIN_REST_S * 2**self._idle_rounds)
         # Half of it is random: thousands of tenants' waits that began together must not look together.
-        rest_s = longest_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, protects nothing
+        rest_s = longest_s * _RANDOM.uniform(0.5, 1.0)
         return max(0.0, min(rest_s, self._next_deadline_s() - now_s))
 
     def _next_deadline_s(self) -> float:

@@ -145,6 +145,19 @@ def test_every_shown_command_exists() -> None:
                 pytest.fail(f"no check for the shown command {shlex.join(words)}")
 
 
+def test_celery_is_shown_with_the_application_that_exists() -> None:
+    """Wherever a document runs Celery, -A names its one application, and `inspect` a command that this has."""
+    shown = re.findall(
+        r"python -m celery -A (\S+) (?:inspect (\w+))?",
+        "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS),
+    )
+    assert {application for application, _ in shown} == {"tasks"}
+    inspected = {command for _, command in shown if command}
+    assert inspected == {"mrgc_health", "mrgc_backlog"}
+    source = (ROOT / "tasks" / "control.py").read_text(encoding="utf-8")
+    assert inspected == set(re.findall(r'@inspect_command\(name="(\w+)"\)', source))
+
+
 def test_the_shown_registry_is_accepted(tmp_path: Path) -> None:
     """The tenants.toml of docs/operations.md is one that the worker loads."""
     shown = [block.text for block in blocks("toml")]

@@ -52,6 +52,9 @@ ALLOWED: Final[dict[str, frozenset[str]]] = {
 #: rule 5: infra may import everything but Celery's edge; nobody but infra, tests and bench may import infra.
 FREE: Final = ("infra*",)
 
+#: What the process that holds plaintext has no use for.
+ENGINE_WITHOUT: Final = ("celery", "redis", "boto3", "obstore", "tasks", "enclave", "infra", "worker.intake")
+
 #: Modules that a process of this name must not have loaded once its entry module is imported: what a contract on source
 #: text cannot see, because a third-party package may bring it along.
 NEVER_LOADED: Final[dict[str, tuple[str, ...]]] = {
@@ -66,7 +69,9 @@ NEVER_LOADED: Final[dict[str, tuple[str, ...]]] = {
         "mrgc.client",
         "mrgc.cli",
     ),
-    "worker.engine.__main__": ("celery", "redis", "boto3", "obstore", "tasks", "enclave", "infra", "worker.intake"),
+    "worker.engine.__main__": ENGINE_WITHOUT,
+    # What __main__ imports once the process is hardened.
+    "worker.engine.process": ENGINE_WITHOUT,
     "worker.enclave_agent": ("celery", "torch", "redis", "tasks", "enclave", "infra", "worker.engine"),
     "tasks.intake_step": ("torch", "tokenizers", "enclave", "infra", "worker.engine", "mrgc.client"),
     "mrgc.cli": ("celery", "torch", "worker", "tasks", "enclave", "infra"),

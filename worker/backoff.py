@@ -5,8 +5,12 @@ May import: the standard library. Called by every loop of the intake that meets 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
+from random import SystemRandom
+from typing import Final
+
+#: Hosts that were started from one image must not draw alike, and the system's generator needs no seed.
+_JITTER: Final = SystemRandom().random
 
 
 class Backoff:
@@ -18,7 +22,7 @@ class Backoff:
         jitter: draws from [0, 1).
     """
 
-    def __init__(self, *, base_s: float, cap_s: float, jitter: Callable[[], float] = random.random) -> None:
+    def __init__(self, *, base_s: float, cap_s: float, jitter: Callable[[], float] = _JITTER) -> None:
         self._base_s = base_s
         self._cap_s = cap_s
         self._jitter = jitter
