@@ -12,37 +12,27 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
-import os
 import shlex
 import signal
 import socket
 import sys
 import threading
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from infra import provision, redis_server, tiny_model
+from infra import parts, provision, tiny_model
 from infra.durable_file import replace_file
 from infra.local_enclave import REPOSITORY
 from infra.local_nsm import create_pki
 from infra.provision import Stack
-from infra.supervisor import Part, Supervisor
+from infra.supervisor import Supervisor
 from mrgc.errors import ConfigError, MrgcError
-from mrgc.wire import enclave_protocol, frames
-from mrgc.wire.addresses import connect, parse_address
 from worker import logs
 
 START_S: Final = 90.0
-PROBE_S: Final = 5.0
-#: Longer than the intake's own drain (MRGC_DRAIN_S), so that a drain ends by itself.
-WORKER_STOP_S: Final = 30.0
-#: What every part may inherit; credentials and settings reach only those that need them.
-_INHERITED: Final = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONDONTWRITEBYTECODE", "LD_LIBRARY_PATH")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,12 +63,12 @@ def run(stack: Stack, stopping: threading.Event) -> None:
     """
     supervisor = Supervisor(stack.directory, cwd=REPOSITORY)
     try:
-        for part in (_redis(stack), _kms(stack)):
+        for part in (parts.redis(stack), parts.kms(stack)):
             supervisor.start(part)
         if not supervisor.wait_ready("redis", "kms", deadline_s=START_S, stopping=stopping):
             return
         provision.tenants(stack)
-        for part in (_enclave(stack), _agent(stack), _engine(stack), _worker(stack)):
+        for part in (parts.enclave(stack), parts.agent(stack), parts.engine(stack), parts.worker(stack)):
             supervisor.start(part)
         if not supervisor.wait_ready("agent", "engine", "worker", deadline_s=START_S, stopping=stopping):
             return
@@ -153,103 +143,6 @@ def _ports(directory: Path) -> dict[str, int]:
         replace_file(file, json.dumps(ports).encode())
     loaded: dict[str, int] = json.loads(file.read_text())
     return loaded
-
-
-def _env(**settings: str) -> dict[str, str]:
-    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    return inherited | {"PYTHONUNBUFFERED": "1"} | settings
-
-
-def _redis(stack: Stack) -> Part:
-    command = redis_server.command(stack.directory / "redis", binary=None, port=stack.ports["redis"], fsync="always")
-    return Part("redis", tuple(command), _env(), lambda: _listens(stack.ports["redis"]))
-
-
-def _kms(stack: Stack) -> Part:
-    command = (sys.executable, "-m", "infra.local_kms", "--config", str(provision.kms_config(stack)))
-    return Part("kms", command, _env(), lambda: _listens(stack.ports["kms"]))
-
-
-def _enclave(stack: Stack) -> Part:
-    command = (
-        *(sys.executable, "-m", "infra.local_enclave"),
-        *("--listen", stack.enclave),
-        *("--nsm", str(stack.directory / "nsm")),
-        *("--kms-port", str(stack.ports["kms"])),
-        *("--ca", str(stack.kms_ca)),
-    )
-    return Part("enclave", command, _env(), lambda: _enclave_serves(stack.enclave))
-
-
-def _agent(stack: Stack) -> Part:
-    env = _env(
-        MRGC_ENCLAVE=stack.enclave,
-        MRGC_TOKEN_FILE=str(stack.token_file),
-        MRGC_AGENT_HTTP=f"127.0.0.1:{stack.ports['agent']}",
-        MRGC_JSON_PROTOCOL=str(int(stack.json_protocol)),
-        **provision.service_credentials(stack),
-    )
-    command = (sys.executable, "-m", "worker.enclave_agent")
-    return Part("agent", command, env, lambda: _enclave_serves(stack.enclave))
-
-
-def _engine(stack: Stack) -> Part:
-    env = _env(
-        MRGC_ENGINE=stack.engine,
-        MRGC_ENCLAVE=stack.enclave,
-        MRGC_TOKEN_FILE=str(stack.token_file),
-        MRGC_MODELS=str(stack.models),
-        MRGC_THREADS=str(stack.threads),
-    )
-    return Part("engine", (sys.executable, "-m", "worker.engine"), env, lambda: _accepts(stack.engine), stop_s=20.0)
-
-
-def _worker(stack: Stack) -> Part:
-    env = _env(
-        MRGC_QUEUE_URL=stack.queue_url,
-        MRGC_BROKER_URL=f"redis://127.0.0.1:{stack.ports['redis']}/1",
-        MRGC_RESULTS_URL=stack.results_url,
-        MRGC_REGISTRY=str(stack.registry),
-        MRGC_ENGINES=stack.engine,
-        MRGC_WORKER_HTTP=f"127.0.0.1:{stack.ports['worker']}",
-    )
-    command = (
-        *(sys.executable, "-m", "celery", "-A", "tasks", "worker"),
-        *("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "WARNING"),
-    )
-    ready = f"http://127.0.0.1:{stack.ports['worker']}/readyz"
-    return Part("worker", command, env, lambda: _answers(ready), stop_s=WORKER_STOP_S)
-
-
-def _listens(port: int) -> bool:
-    return _succeeds(lambda: socket.create_connection(("127.0.0.1", port), timeout=PROBE_S).close())
-
-
-def _accepts(address: str) -> bool:
-    return _succeeds(lambda: connect(parse_address(address), timeout_s=PROBE_S).close())
-
-
-def _answers(url: str) -> bool:
-    # The URL is built above from a loopback port; no other scheme can reach this line.
-    return _succeeds(lambda: urllib.request.urlopen(url, timeout=PROBE_S).close())  # noqa: S310
-
-
-def _enclave_serves(address: str) -> bool:
-    try:
-        with connect(parse_address(address), timeout_s=PROBE_S) as sock:
-            frames.send(sock, enclave_protocol.plain_request(0, enclave_protocol.Op.HEALTH))
-            health = enclave_protocol.parse_health(frames.recv(sock))
-    except (OSError, MrgcError):
-        return False
-    return health.hello and health.attestation_ready and health.kms_ready
-
-
-def _succeeds(probe: Callable[[], None]) -> bool:
-    try:
-        probe()
-    except (OSError, urllib.error.URLError):
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from worker.models import registry
 from worker.settings import EngineSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from worker.models.registry import Registry
 
@@ -37,14 +37,20 @@ FAULT: Final = 1
 CANNOT_START: Final = 2
 
 
-def run(environ: Mapping[str, str]) -> int:
-    """Serve until SIGTERM or SIGINT; return the exit code."""
+def run(environ: Mapping[str, str], *, load: Callable[..., Registry] = registry.load) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code.
+
+    Args:
+        environ: this process's environment.
+        load: returns the models to serve, called as `worker.models.registry.load`; only another composition root hands
+            in another.
+    """
     logs.configure("engine")
     try:
         settings = EngineSettings.from_env(environ)
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        models = registry.load(settings.models, device=settings.device, dtype=settings.dtype)
+        models = load(settings.models, device=settings.device, dtype=settings.dtype)
         _ensure_budget(models, settings.max_batch_tokens)
         return _serve(settings, models)
     except (MrgcError, OSError) as error:
