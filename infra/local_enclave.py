@@ -33,6 +33,7 @@ MEASURED: Final = (
     Path(__file__).resolve(),
     REPOSITORY / "infra" / "local_nsm.py",
     REPOSITORY / "infra" / "nsm_chain.py",
+    REPOSITORY / "infra" / "eif" / "measurement.py",
     REPOSITORY / "infra" / "durable_file.py",
 )
 

@@ -27,11 +27,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from enclave.nsm import MAX_FIELD_BYTES, NsmError
 from infra.durable_file import replace_file
+from infra.eif.measurement import PCR_BYTES, extend_zero
 from infra.nsm_chain import Issuer, SignerChain, make_root
 
 #: PCRs 0–15 are locked from boot and therefore in every document; AWS: nsm-api, docs/attestation_process.md.
 PCR_COUNT: Final = 16
-PCR_BYTES: Final = 48
 
 _PROTECTED: Final = bytes.fromhex("a1013822")  # {1: -35}, ES384
 _COORDINATE_BYTES: Final = 48
@@ -143,11 +143,6 @@ def measure(paths: Iterable[Path]) -> dict[int, bytes]:
         for digest in (application, whole):
             digest.update(len(name).to_bytes(4, "big") + name + len(content).to_bytes(8, "big") + content)
     return {index: extend_zero(digest.digest()) for index, digest in enumerate((whole, boot, application))}
-
-
-def extend_zero(value: bytes) -> bytes:
-    """Return a zero PCR extended once by `value`: SHA-384(48 zero bytes ‖ value)."""
-    return hashlib.sha384(bytes(PCR_BYTES) + value).digest()
 
 
 def _registers(pcrs: Mapping[int, bytes], module_id: str) -> dict[int, bytes]:

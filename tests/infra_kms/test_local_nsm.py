@@ -13,7 +13,8 @@ import pytest
 from cryptography import x509
 
 from enclave.nsm import Nsm, NsmError
-from infra.local_nsm import LocalNsm, create_pki, extend_zero, measure
+from infra.eif.measurement import extend_zero
+from infra.local_nsm import LocalNsm, create_pki, measure
 from mrgc.attest.chain import aws_root, load_root
 from mrgc.attest.verify import Policy, VerifiedDocument, verify_enclave_document
 from mrgc.errors import UntrustedChain
