@@ -17,8 +17,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -28,14 +29,18 @@ from infra.durable_file import replace_file
 from infra.local_enclave import REPOSITORY
 from infra.local_nsm import create_pki
 from infra.provision import Stack
-from infra.supervisor import Supervisor
+from infra.supervisor import Part, Supervisor
 from mrgc.errors import ConfigError, MrgcError
 from worker import logs
 
 START_S: Final = 90.0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+#: What to start in place of one part: for tests that put a proxy, another clock or a second worker into the stack.
+Adapt = Callable[[Part], Iterable[Part]]
+
+
+def main(argv: Sequence[str] | None = None, *, adapt: Adapt = lambda part: (part,)) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(argv)
     logs.configure("local")
@@ -48,14 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, stop)
     try:
         with _sole_owner(options.dir):
-            run(_prepare(options), stopping)
+            run(_prepare(options), stopping, adapt=adapt)
     except MrgcError as error:
         print(f"infra.local: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def run(stack: Stack, stopping: threading.Event) -> None:
+def run(stack: Stack, stopping: threading.Event, *, adapt: Adapt) -> None:
     """Start every part, print `ready` when a job would be served, and keep them running until `stopping` is set.
 
     Raises:
@@ -63,12 +68,13 @@ def run(stack: Stack, stopping: threading.Event) -> None:
     """
     supervisor = Supervisor(stack.directory, cwd=REPOSITORY)
     try:
-        for part in (parts.redis(stack), parts.kms(stack)):
+        for part in chain.from_iterable(map(adapt, (parts.redis(stack), parts.kms(stack)))):
             supervisor.start(part)
         if not supervisor.wait_ready("redis", "kms", deadline_s=START_S, stopping=stopping):
             return
         provision.tenants(stack)
-        for part in (parts.enclave(stack), parts.agent(stack), parts.engine(stack), parts.worker(stack)):
+        serving = (parts.enclave(stack), parts.agent(stack), parts.engine(stack), parts.worker(stack))
+        for part in chain.from_iterable(map(adapt, serving)):
             supervisor.start(part)
         if not supervisor.wait_ready("agent", "engine", "worker", deadline_s=START_S, stopping=stopping):
             return

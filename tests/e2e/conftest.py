@@ -22,7 +22,6 @@ from infra.local import read_env
 from infra.local_enclave import REPOSITORY
 from infra.provision import Stack
 from mrgc.client import Client
-from mrgc.submitted import SubmittedJob
 from tests.waiting import until
 
 #: One test gives initech's key a policy that names another PCR0.
@@ -101,14 +100,6 @@ class RunningStack:
         with self.client(tenant) as client:
             (outcome,) = client.wait(client.submit(["is the service well?"]), timeout_s=SERVE_S)
         assert outcome.state == "ok", outcome
-
-
-def ensure_one_object_each(stack: RunningStack, jobs: list[SubmittedJob], before: dict[str, bytes]) -> None:
-    """Demand exactly one result object per job, unchanged since `before` where it was there already."""
-    after = stack.objects()
-    counts = {job.id: sum(f"/{job.id}/" in f"/{name}" for name in after) for job in jobs}
-    assert set(counts.values()) == {1}, {job: count for job, count in counts.items() if count != 1}
-    assert all(after[name] == data for name, data in before.items())
 
 
 @pytest.fixture(scope="session")
