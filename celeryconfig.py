@@ -31,6 +31,7 @@ task_default_queue = "control"  # tenants' queues are never kombu queues
 task_queues = (Queue("control"), Queue("infer"))  # infer is consumed only by an edge worker, -Q infer
 task_routes = {"tasks.infer": {"queue": "infer"}}  # in-house producers send by name and need no routing of their own
 
+worker_consumer = "tasks.consumer:PlainConsumer"  # runs plain calls only: no callbacks, chords or built-in tasks
 worker_pool = "threads"  # the intake's sockets and locks do not survive a fork
 worker_concurrency = 4  # control tasks only; nothing about inference is sized by this
 worker_prefetch_multiplier = 1  # a control task is never hoarded

@@ -105,6 +105,10 @@ def health() -> list[str]:
     return reasons
 
 
+#: What a worker of a GPU host serves from Celery's queue.
+TASKS: Final = (redrive, purge_expired, backlog, health)
+
+
 @inspect_command(name="mrgc_health")
 def inspect_health(_state: Any) -> dict[str, Any]:
     """Answer `celery inspect mrgc_health`."""

@@ -13,7 +13,7 @@ import time
 from typing import Any, ClassVar, Final
 
 import structlog
-from celery import bootsteps, signals
+from celery import Celery, bootsteps, signals
 
 from mrgc.errors import ConfigError
 from worker.composition import build_intake, serve_http
@@ -41,10 +41,9 @@ class IntakeStep(bootsteps.StartStopStep):
 
     def include_if(self, parent: Any) -> bool:
         """Tell a GPU host's worker from an edge worker by the queues that it was started with."""
-        queues = parent.app.amqp.queues
-        if set(queues.consume_from) == {EDGE_QUEUE}:
+        if is_edge(parent.app):
             return False
-        queues.deselect([EDGE_QUEUE])
+        parent.app.amqp.queues.deselect([EDGE_QUEUE])
         return True
 
     def start(self, _parent: Any) -> None:
@@ -84,6 +83,11 @@ class IntakeStep(bootsteps.StartStopStep):
         if self._http is not None:
             self._http.close()
         _log.info("drained", s=round(time.monotonic() - began_s, 3))
+
+
+def is_edge(app: Celery) -> bool:
+    """Return whether this process is an edge worker: it serves `tasks.infer` and nothing else."""
+    return set(app.amqp.queues.consume_from) == {EDGE_QUEUE}
 
 
 def _stop_receiving(**_kwargs: Any) -> None:
