@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from enclave import json_requests
 from enclave.access import Peer
 from enclave.counters import Counters
-from enclave.frame_budget import FREE_BYTES, FrameBudget
+from enclave.frame_budget import FrameBudget
 from enclave.json_answers import error_answer
 from enclave.key_cache import wipe
 from enclave.operations import Operations
@@ -34,7 +34,9 @@ from mrgc.wire.strict_cbor import Buffer
 logger = logging.getLogger(__name__)
 
 #: Longest frame of a peer without the token: health and hello take below 200 bytes, and it may not fill the memory.
-MAX_STRANGER_FRAME_BYTES: Final = FREE_BYTES
+MAX_STRANGER_FRAME_BYTES: Final = 4 << 10
+#: What one byte of a CBOR header may become: an empty map is one byte, an object of 64 and a place of 8 in its list.
+_HEADER_COPIES: Final = 80
 #: Longest request of the JSON protocol, which carries one job: 12 MiB in base64. A longer one is refused unread.
 MAX_JSON_FRAME_BYTES: Final = 16 << 20
 _JSON_COPIES: Final = 4  #: The request, its payload, what was opened or sealed, and the answer.
@@ -53,10 +55,11 @@ class Limits:
 
 
 class Budgets(NamedTuple):
-    """Memory for frames: of all, and the share of it that peers without the token may have."""
+    """Memory for frames, of all and the share of it that peers without the token may have; and for their headers."""
 
     all: FrameBudget
     strangers: FrameBudget
+    headers: FrameBudget
 
 
 class Connection:
@@ -168,12 +171,14 @@ class Connection:
                 partial(self._operations.perform_json, request, self.peer),
                 lambda error: [error_answer(request.request_id, error)],
             )
-        frame = frames.decode(body)
-        if len(frame.op) > _MAX_OP_CHARS:
-            raise FormatError("op is longer than any")
-        return self._guarded(
-            partial(self._operations.perform, frame, self.peer), partial(error_response, frame.op, frame.id)
-        )
+        # Its length is known only now. Whoever waits here holds its frame, but nobody who has a header waits for one.
+        with self._budgets.headers.admitted(_HEADER_COPIES * frames.header_length(body), copies=1):
+            frame = frames.decode(body)
+            if len(frame.op) > _MAX_OP_CHARS:
+                raise FormatError("op is longer than any")
+            return self._guarded(
+                partial(self._operations.perform, frame, self.peer), partial(error_response, frame.op, frame.id)
+            )
 
     def _guarded(
         self, perform: Callable[[], list[Buffer]], refuse: Callable[[MrgcError], list[Buffer]]

@@ -16,6 +16,8 @@ from typing import Final
 
 CAPACITY_BYTES: Final = 256 << 20  #: docs/spec.md §6; the enclave's own memory is above it.
 STRANGERS_BYTES: Final = 96 << 20  #: Of these, at most so many for peers without the token: the engines keep the rest.
+#: What decoded headers may take beside the frames that they came in.
+HEADERS_BYTES: Final = 128 << 20
 #: Frames up to this length never wait, so that health and hello are answered under any load: with 64 connections they
 #: take 8 MiB at most.
 FREE_BYTES: Final = 64 << 10

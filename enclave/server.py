@@ -14,7 +14,7 @@ from typing import Final
 
 from enclave.connection import Budgets, Connection, Limits
 from enclave.counters import Counters
-from enclave.frame_budget import STRANGERS_BYTES, FrameBudget
+from enclave.frame_budget import HEADERS_BYTES, STRANGERS_BYTES, FrameBudget
 from enclave.operations import Operations
 
 MAX_CONNECTIONS: Final = 64  #: docs/spec.md §6: two for each of 8 engines, the agent, health, and room.
@@ -34,8 +34,8 @@ class Server:
         self._operations = operations
         self._counters = counters
         self._limits = limits or Limits()
-        self._budget = FrameBudget()
-        self._strangers_budget = FrameBudget(STRANGERS_BYTES, within=self._budget)
+        frames = FrameBudget()
+        self._budgets = Budgets(frames, FrameBudget(STRANGERS_BYTES, within=frames), FrameBudget(HEADERS_BYTES))
         self._lock = threading.Lock()
         #: In order of arrival.
         self._connections: dict[Connection, threading.Thread] = {}
@@ -78,7 +78,7 @@ class Server:
         connection = Connection(
             sock,
             self._operations,
-            budgets=Budgets(self._budget, self._strangers_budget),
+            budgets=self._budgets,
             counters=self._counters,
             limits=self._limits,
         )
@@ -108,8 +108,8 @@ class Server:
             self._counters.add(connections=-1)
 
     def _end_all(self) -> None:
-        self._strangers_budget.close()
-        self._budget.close()
+        for budget in self._budgets:
+            budget.close()
         with self._lock:
             running = dict(self._connections)
         for connection in running:

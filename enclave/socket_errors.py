@@ -33,5 +33,12 @@ SOCKET_CODES: Final = frozenset(
 
 
 def socket_error(error: MrgcError) -> MrgcError:
-    """Return the error to answer with: `error` itself, or InternalError for one that stays inside."""
-    return error if error.code in SOCKET_CODES else InternalError("failure inside the enclave")
+    """Return the error to answer with: `error` itself, or InternalError for one that stays inside.
+
+    It no longer leads to the calls that it was raised in. They hold the request's buffers and, through the list of
+    outcomes, the error: a cycle that would keep whole frames beyond the budget that they were admitted under.
+    """
+    if error.code not in SOCKET_CODES:
+        return InternalError("failure inside the enclave")
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

@@ -69,6 +69,20 @@ def encode(op: str, frame_id: int, header: Mapping[str, Any], blobs: Sequence[Bu
     return [_U32.pack(length) + _U32.pack(len(encoded)) + encoded, *blobs]
 
 
+def header_length(body: Buffer) -> int:
+    """Return how long the header of a frame is, so that its reader can see to the memory that decoding it takes.
+
+    Raises:
+        FormatError: the length is outside its limits, or the body is shorter.
+    """
+    if len(body) < _U32.size:
+        raise FormatError("frame has no header")
+    (length,) = _U32.unpack_from(body)
+    if not 1 <= length <= MAX_HEADER_BYTES or _U32.size + length > len(body):
+        raise FormatError("frame header length is outside its limits")
+    return int(length)
+
+
 def decode(body: Buffer) -> Frame:
     """Decode the body of a frame, the bytes after its length.
 
@@ -76,12 +90,7 @@ def decode(body: Buffer) -> Frame:
         FormatError: the header is not canonical, or `sizes` does not sum to the rest exactly.
     """
     view = memoryview(body)
-    if len(view) < _U32.size:
-        raise FormatError("frame has no header")
-    (header_length,) = _U32.unpack_from(view)
-    start = _U32.size + header_length
-    if not 1 <= header_length <= MAX_HEADER_BYTES or start > len(view):
-        raise FormatError("frame header length is outside its limits")
+    start = _U32.size + header_length(view)
     fields = strict_cbor.decode(view[_U32.size : start])
     if type(fields) is not dict:
         raise FormatError("frame header is not a map")

@@ -58,7 +58,7 @@ def test_a_connection_that_breaks_framing_is_closed_and_no_other(enclave: Runnin
 
 
 def test_a_stranger_may_send_only_small_frames(enclave: RunningEnclave) -> None:
-    """Before its hello a peer cannot make the enclave hold more than 64 KiB; with the token it can."""
+    """Before its hello a peer cannot make the enclave hold more than 4 KiB; with the token it can."""
     with enclave.caller() as stranger, enclave.caller() as engine:
         stranger.sock.sendall(struct.pack(">I", MAX_STRANGER_FRAME_BYTES + 1))
         assert stranger.is_closed()
