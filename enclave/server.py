@@ -16,6 +16,7 @@ from enclave.connection import Budgets, Connection, Limits
 from enclave.counters import Counters
 from enclave.frame_budget import HEADERS_BYTES, STRANGERS_BYTES, FrameBudget
 from enclave.operations import Operations
+from mrgc.wire.addresses import accept
 
 MAX_CONNECTIONS: Final = 64  #: docs/spec.md §6: two for each of 8 engines, the agent, health, and room.
 STOP_S: Final = 5.0  #: For the threads to notice that their sockets were cut.
@@ -71,10 +72,9 @@ class Server:
 
     def _accept(self, listener: socket.socket) -> None:
         try:
-            sock, _ = listener.accept()
+            sock = accept(listener)
         except OSError:
             return  # The peer was gone before we came to it.
-        sock.settimeout(None)
         connection = Connection(
             sock,
             self._operations,

@@ -12,7 +12,8 @@ import hashlib
 import hmac
 import os
 import struct
-from typing import Final, NamedTuple
+from dataclasses import dataclass, field
+from typing import Final
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
@@ -27,12 +28,18 @@ _LABEL: Final = b"mrgc/1/ticket\x00"
 _BOOT_KEY_BYTES: Final = 32
 
 
-class Opening(NamedTuple):
-    """How a job was opened: the trust tier, and at tiers 1 and 2 the session and the host."""
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a job was opened: the trust tier, and at tiers 1 and 2 the session (16 bytes) and the host (32 bytes)."""
 
     tier: int
     session: bytes
     host: bytes
+    #: As the ticket's MAC reads it.
+    encoded: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoded", self.tier.to_bytes(1, "big") + self.session + self.host)
 
 
 #: The open parent: no session, no measured host (docs/spec.md §6, "absent = zeros").
@@ -76,6 +83,5 @@ class Tickets:
     def _mac(self, deadline: bytes, opening: Opening, request: bytes, aad: Buffer) -> bytes:
         # A copy of the MAC that has read the label: the key is set up once for the boot, not for every job.
         mac = self._boot_mac.copy()
-        tier = opening.tier.to_bytes(1, "big")
-        mac.update(deadline + tier + opening.session + opening.host + request + hashlib.sha256(aad).digest())
+        mac.update(deadline + opening.encoded + request + hashlib.sha256(aad).digest())
         return mac.finalize()

@@ -168,7 +168,7 @@ def parse_open_batch(frame: Frame) -> list[memoryview]:
 def seal_batch_request(frame_id: int, results: Sequence[SealRequest]) -> list[Buffer]:
     """Build a request to seal results, at most 1,024."""
     claims = [
-        {"request": r.request, "ticket": r.ticket, "status": r.status, "model": r.model, "type": r.type}
+        {"type": r.type, "model": r.model, "status": r.status, "ticket": r.ticket, "request": r.request}
         for r in results
     ]
     blobs = [blob for result in results for blob in (result.aad, result.body)]
@@ -216,7 +216,7 @@ def open_batch_response(frame_id: int, outcomes: Sequence[Opened | MrgcError]) -
     maps = [
         {"code": o.code}
         if isinstance(o, MrgcError)
-        else {"ok": len(o.plaintext), "request": o.request, "ticket": o.ticket}
+        else {"ok": len(o.plaintext), "ticket": o.ticket, "request": o.request}
         for o in outcomes
     ]
     blobs = [o.plaintext for o in outcomes if isinstance(o, Opened)]

@@ -21,7 +21,7 @@ from mrgc.wire.strict_cbor import Buffer
 MAX_FRAME_BYTES: Final = 64 << 20  #: docs/spec.md §6, 67,108,864; refused before anything is allocated.
 MAX_HEADER_BYTES: Final = 1 << 20  #: docs/spec.md §6.
 MAX_BLOBS: Final = 2_048  #: docs/spec.md §6, `sizes`.
-SLICE_BYTES: Final = 64 << 10  #: Longest single write; vsock throughput peaks at 64–128 KiB writes.
+SLICE_BYTES: Final = 128 << 10  #: Longest single write; vsock throughput peaks at 64–128 KiB writes.
 LENGTH_BYTES: Final = 4
 
 _U32: Final = struct.Struct(">I")

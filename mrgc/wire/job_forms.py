@@ -11,6 +11,7 @@ Called by `enclave.batches`. May import: the standard library, mrgc.wire.
 from __future__ import annotations
 
 import hashlib
+import struct
 from typing import Final, NamedTuple
 
 from mrgc.wire.aad_template import AadTemplate, read_uint
@@ -29,8 +30,9 @@ from mrgc.wire.strict_cbor import Buffer
 
 #: What a form is looked up by: its header's length and first bytes. Canonical order puts the edk there, and a wrapped
 #: key of KMS is longer: so they hold no field that differs, tell data keys apart, and all jobs under one share them.
-_LOOKUP: Final = slice(PREFIX.size, PREFIX.size + 96)
-_HEADER_LENGTH: Final = slice(6, 8)
+_LOOKUP: Final = struct.Struct("6x 2s 4x 96s")
+_Key = tuple[bytes, ...]
+MAX_CUTS: Final = 1_024  #: AADs remembered at once, a frame's worth; of 16 KiB each, 16 MiB.
 MAX_FORMS: Final = 256  #: Remembered at once; with headers of 16 KiB each, below 16 MiB.
 MAX_TIMES: Final = 1_024  #: Of one form, remembered at once.
 #: In canonical order, whatever optional fields lie between them.
@@ -101,7 +103,9 @@ class JobForms:
     """Reads jobs, and remembers their forms. Threads may share one."""
 
     def __init__(self) -> None:
-        self._forms: dict[bytes, JobForm] = {}
+        self._forms: dict[_Key, JobForm] = {}
+        #: By AAD, since an AAD that opening has read comes back for sealing within seconds.
+        self._cuts: dict[bytes, JobCut] = {}
 
     def parse_job(self, data: Buffer) -> FormedJob:
         """Check the form of a sealed job (docs/spec.md §1, and §2 check 1).
@@ -117,6 +121,7 @@ class JobForms:
             ciphertext = view[form.aad_bytes :]
             cut = form.cut(aad)
             if cut is not None and cut.body_bytes == len(ciphertext) - TAG_BYTES and _is_body(cut.body_bytes):
+                self._remember(aad, cut)
                 return FormedJob(cut, aad, ciphertext, hashlib.sha256(view).digest())
         job = parse_job(view)
         return FormedJob(self._first(key, job.header, job.aad), job.aad, job.ciphertext, job.request)
@@ -128,6 +133,9 @@ class JobForms:
             FormatError: as `mrgc.wire.sealed.parse_job_aad`.
         """
         received = bytes(aad)
+        known = self._cuts.get(received)
+        if known is not None:
+            return known
         key = _key(received)
         form = self._forms.get(key)
         cut = form.cut(received) if form is not None else None
@@ -135,7 +143,12 @@ class JobForms:
             return cut
         return self._first(key, parse_job_aad(received), received)
 
-    def _first(self, key: bytes, header: JobHeader, aad: bytes) -> JobCut:
+    def _remember(self, aad: bytes, cut: JobCut) -> None:
+        if len(self._cuts) >= MAX_CUTS:
+            self._cuts.clear()
+        self._cuts[aad] = cut
+
+    def _first(self, key: _Key, header: JobHeader, aad: bytes) -> JobCut:
         """Note a form; of those that the lookup cannot tell apart, the first is kept."""
         form = JobForm(header, aad)
         if len(self._forms) >= MAX_FORMS:
@@ -159,8 +172,9 @@ def open_formed(job: FormedJob, *, data_key: Buffer) -> bytearray:
     return decrypt(job.ciphertext, job.aad, aead_key=aead_key)
 
 
-def _key(data: Buffer) -> bytes:
-    return bytes(data[_HEADER_LENGTH]) + bytes(data[_LOOKUP])
+def _key(data: Buffer) -> _Key:
+    # Every legal header is longer.
+    return _LOOKUP.unpack_from(data) if len(data) >= _LOOKUP.size else ()
 
 
 def _is_body(count: int) -> bool:

@@ -92,8 +92,12 @@ def decode(data: Buffer, *, max_depth: int = MAX_DEPTH, booleans: bool = False) 
 def _sorted(value: Any) -> Any:
     kind = type(value)
     if kind is dict:
-        names = _in_order(tuple(value))
-        return {name: _sorted(item) if type(item := value[name]) in _CONTAINERS else item for name in names}
+        given = tuple(value)
+        names = _in_order(given)
+        for item in value.values():
+            if type(item) in _CONTAINERS:
+                return {name: _sorted(value[name]) for name in names}
+        return value if names == given else {name: value[name] for name in names}
     if kind is list or kind is tuple:
         return [_sorted(item) if type(item) in _CONTAINERS else item for item in value]
     return value

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mrgc.errors import AuthenticationError, FormatError, MrgcError
 from mrgc.wire import job_forms, sealed
 from mrgc.wire.aad_template import read_uint
-from mrgc.wire.job_forms import MAX_FORMS, MAX_TIMES, JobForms, open_formed
+from mrgc.wire.job_forms import MAX_CUTS, MAX_FORMS, MAX_TIMES, JobForms, open_formed
 from mrgc.wire.result_forms import ResultForm
 from mrgc.wire.sealed import PREFIX, JobDraft, ResultDraft
 from mrgc.wire.strict_cbor import encode
@@ -86,6 +86,13 @@ def test_jobs_of_one_form_are_read_in_full_once(monkeypatch: pytest.MonkeyPatch)
     for _ in range(5):
         forms.parse_job(job_of(edk=other))
     assert len(counted) == 2
+
+
+def test_an_aad_that_opening_has_read_is_not_read_again_for_sealing() -> None:
+    """What opening found in a job's AAD is what sealing gets."""
+    forms = seen()
+    opened = forms.parse_job(job_of(b"another"))
+    assert forms.parse_aad(memoryview(bytearray(opened.aad))) is opened.cut
 
 
 @given(
@@ -226,6 +233,11 @@ def test_what_is_remembered_is_bounded() -> None:
     for number in range(MAX_TIMES + 10):
         usual.parse_job(job_of(created=make.NOW + number, expires=make.NOW + number + 1))
     assert all(len(form._times) <= MAX_TIMES for form in usual._forms.values())
+    for number in range(MAX_CUTS + 10):
+        data = job_of(number.to_bytes(2, "big"))
+        aad = usual.parse_job(data).aad
+        assert aad_outcome(usual, aad) == aad_outcome(None, aad)
+    assert len(usual._cuts) <= MAX_CUTS
 
 
 @given(value=st.integers(0, 2**64 - 1))

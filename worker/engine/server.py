@@ -20,6 +20,7 @@ import structlog
 
 from mrgc.errors import FormatError, MrgcError, UnsupportedError
 from mrgc.wire import frames
+from mrgc.wire.addresses import accept
 from worker import engine_protocol
 from worker.engine.jobs import Batch
 
@@ -112,7 +113,7 @@ class Server:
     def _accept(self) -> None:
         while not self._stopping.is_set():
             try:
-                sock, _ = self._listener.accept()
+                sock = accept(self._listener)
             except OSError:
                 # The listener was shut down, or this process is out of descriptors until some connection ends.
                 self._stopping.wait(ACCEPT_PAUSE_S)
