@@ -71,8 +71,10 @@ lint: $(STAMP) ## Check style, formatting and the import rules
 type: $(STAMP) ## Check types
 	@$(BIN)/mypy
 
-bench: models ## Measure inference against its peers on this machine
+bench: models ## Measure inference, the enclave and the queues against their peers on this machine
 	@$(BIN)/python -m bench.inference
+	@$(BIN)/python -m bench.enclave
+	@$(BIN)/python -m bench.queues
 
 all: lint type test ## Everything that must pass before a change lands
 

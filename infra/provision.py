@@ -140,6 +140,11 @@ def kms(stack: Stack, who: str) -> Any:
     )
 
 
+def principal(stack: Stack, who: str) -> str:
+    """Return the ARN that `kms` signs as."""
+    return _credentials(stack)[who]["arn"]
+
+
 def create_key(stack: Stack, tenant: str, measurement: bytes) -> str:
     """Create a key of `tenant` that only an enclave with this PCR0 may use, and return its ARN."""
     policy = _policy(stack, tenant, measurement)
@@ -157,7 +162,7 @@ def put_policy(stack: Stack, tenant: str, key_arn: str, measurement: bytes) -> N
 def _policy(stack: Stack, tenant: str, measurement: bytes) -> dict[str, Any]:
     return key_policy(
         tenant=tenant,
-        tenant_principal=_credentials(stack)[tenant]["arn"],
+        tenant_principal=principal(stack, tenant),
         service_role=SERVICE_ROLE,
         pcr0=measurement,
         json_protocol=stack.json_protocol,

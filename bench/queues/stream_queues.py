@@ -1,0 +1,55 @@
+"""The tenants' streams on the Redis server, filled at once from streams that were prepared beside them.
+
+May import: the standard library, bench, worker.sources.redis_layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from worker.sources.redis_layout import GROUP
+
+_FILL: Final = """
+for _, tenant in ipairs(ARGV) do redis.call('COPY', KEYS[1] .. tenant, 'q:' .. tenant, 'REPLACE') end
+"""
+_LEFT: Final = """
+local left = 0
+for _, tenant in ipairs(ARGV) do left = left + redis.call('XLEN', 'q:' .. tenant) end
+return left
+"""
+
+
+class StreamQueues:
+    """The queues of some tenants.
+
+    Args:
+        client: of the worker's queue database.
+        name: of this set of tenants.
+    """
+
+    def __init__(self, client: Any, name: str) -> None:
+        self._client = client
+        self._name = name
+        self._tenants: list[str] = []
+
+    def prepare(self, label: str, jobs: Mapping[str, Sequence[bytes]]) -> None:
+        """Write jobs, by tenant, to streams that nobody reads, each with the group that its copy will need."""
+        self._tenants = list(jobs)
+        for tenant, of_tenant in jobs.items():
+            with self._client.pipeline(transaction=False) as pipe:
+                pipe.xgroup_create(self._prepared(label) + tenant, GROUP, id="0", mkstream=True)
+                for job in of_tenant:
+                    pipe.xadd(self._prepared(label) + tenant, {"job": job})
+                pipe.execute()
+
+    def fill(self, label: str) -> None:
+        """Copy prepared jobs to the queues."""
+        self._client.eval(_FILL, 1, self._prepared(label), *self._tenants)
+
+    def is_drained(self) -> bool:
+        """Return whether every job was acknowledged."""
+        return int(self._client.eval(_LEFT, 0, *self._tenants)) == 0
+
+    def _prepared(self, label: str) -> str:
+        return f"bench:{self._name}:{label}:"
