@@ -73,7 +73,7 @@ class Attestation:
 
     Args:
         nsm: signs the documents.
-        counters: gets `attestations` and `attestation_ms_total`.
+        counters: gets attestations, attestation_failures and attestation_ms_total.
     """
 
     def __init__(self, nsm: Nsm, counters: Counters) -> None:
@@ -131,12 +131,15 @@ class Attestation:
                 wait_s = RETRY_S
 
     def _attest(self, *, use: str, public_key: bytes | None, nonce: bytes | None) -> _Renewal:
-        started_s = time.monotonic()
+        started_s, failures = time.monotonic(), 1
         user_data = strict_cbor.encode({"mrgc": 1, "use": use})
-        made = self._nsm.attest(public_key=public_key, user_data=user_data, nonce=nonce)
-        self.clock.set(timestamp_s=_timestamp_ms(made) / 1_000, monotonic_s=started_s)
-        elapsed_ms = round((time.monotonic() - started_s) * 1_000)
-        self._counters.add(attestations=1, attestation_ms_total=elapsed_ms)
+        try:
+            made = self._nsm.attest(public_key=public_key, user_data=user_data, nonce=nonce)
+            self.clock.set(timestamp_s=_timestamp_ms(made) / 1_000, monotonic_s=started_s)
+            failures = 0
+        finally:
+            elapsed_ms = round((time.monotonic() - started_s) * 1_000)
+            self._counters.add(attestations=1, attestation_failures=failures, attestation_ms_total=elapsed_ms)
         return _Renewal(made, started_s)
 
 

@@ -33,6 +33,7 @@ from mrgc.wire.strict_cbor import Buffer
 
 #: Counters that are reported from the start, so that a rate can be computed from the first event on.
 _ALWAYS_REPORTED: Final = (
+    "attestation_failures",
     "attestation_ms_total",
     "attestations",
     "connections",

@@ -22,6 +22,25 @@ _REFUSED: Final = "jobs_refused_"
 #: Counters of the enclave that are levels, not sums.
 _GAUGES: Final = frozenset({"connections", "key_cache_entries"})
 _MILLISECONDS: Final = "_ms_total"
+#: What each counter of the enclave means; another version's other counters are exported without.
+_MEANINGS: Final[Mapping[str, str]] = {
+    "attestation_failures": "Attestation documents that the NSM did not make.",
+    "attestation_ms_total": "Time spent on attestation documents.",
+    "attestations": "Attestation documents asked of the NSM.",
+    "connections": "Open connections to the enclave.",
+    "frames_bytes": "Bytes of requests and answers.",
+    "jobs_opened": "Jobs whose payload was released.",
+    "json_requests": "Requests of the JSON protocol.",
+    "key_cache_entries": "Data keys and refusals that are remembered.",
+    "key_cache_hits": "Look-ups of data keys that needed no KMS call.",
+    "key_cache_misses": "Look-ups of data keys that needed one.",
+    "kms_calls": "Calls to KMS, each with its retries.",
+    "kms_failures": "Calls to KMS that gave no key: refused, or not answered.",
+    "kms_ms_total": "Time spent on calls to KMS.",
+    "open_batches": "Requests to open jobs.",
+    "results_sealed": "Results sealed.",
+    "seal_batches": "Requests to seal results.",
+}
 
 Metric = CounterMetricFamily | GaugeMetricFamily | InfoMetricFamily
 
@@ -62,15 +81,16 @@ def _of_health(health: Health) -> Iterator[Metric]:
 def _of_counters(counters: Mapping[str, int]) -> Iterator[Metric]:
     refused = CounterMetricFamily(_PREFIX + "jobs_refused", "Jobs and results refused, by code.", labels=["code"])
     for name, value in sorted(counters.items()):
+        meaning = _MEANINGS.get(name, "A counter of another version's enclave.")
         if name.startswith(_REFUSED):
             refused.add_metric([name.removeprefix(_REFUSED)], value)
         elif name in _GAUGES:
-            yield _gauge(name, "See docs/spec.md §6, metrics.", value)
+            yield _gauge(name, meaning, value)
         elif name.endswith(_MILLISECONDS):
             base = _PREFIX + name.removesuffix(_MILLISECONDS) + "_seconds"
-            yield CounterMetricFamily(base, "See docs/spec.md §6, metrics.", value / 1_000)
+            yield CounterMetricFamily(base, meaning, value / 1_000)
         else:
-            yield CounterMetricFamily(_PREFIX + name, "See docs/spec.md §6, metrics.", value)
+            yield CounterMetricFamily(_PREFIX + name, meaning, value)
     yield refused
 
 

@@ -15,16 +15,18 @@ from pathlib import Path
 
 import pytest
 
+from enclave.nsm import NsmError
 from infra.local_nsm import LocalNsm
 from mrgc.errors import ConfigError
-from mrgc.wire.enclave_protocol import Credentials, Hello
+from mrgc.wire import enclave_protocol
+from mrgc.wire.enclave_protocol import Credentials, Hello, Use
 from tests.enclave.stack import PCRS, REPOSITORY, TOKEN, Kms, RunningEnclave
 from tests.waiting import until
 from worker import enclave_agent
 from worker.agent_metrics import EnclaveCollector
 from worker.agent_policy import ROLE_LIFETIME_S, ROLE_RESEND_S, STATIC_LIFETIME_S, STATIC_RESEND_S
-from worker.enclave_agent import Agent, CredentialSource, Supply
-from worker.settings import AgentSettings
+from worker.enclave_agent import Agent, CredentialSource, Supply, exporting
+from worker.settings import AgentSettings, HttpAddress
 from worker.token_file import read_token
 
 SECRETS = ("service-secret", "service-session")
@@ -214,6 +216,85 @@ def process(env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
             running.kill()
 
 
+def page(port: int) -> str:
+    """Scrape the agent; empty while it does not answer."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            text: str = answer.read().decode()
+            return text
+    except OSError:
+        return ""
+
+
+def values(text: str) -> dict[str, float]:
+    """Read Prometheus' text: name and labels → value."""
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+
+def documented() -> dict[str, str]:
+    """Read the agent's metrics and their types from docs/operations.md."""
+    text = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8").split("Metrics of the agent")[1]
+    rows = re.findall(r"^\| (`mrgc_enclave_.*?) \| (\w+) \|", text.split("\n## ")[0], re.MULTILINE)
+    return {name: kind for names, kind in rows for name in re.findall(r"`(\w+)`", names)}
+
+
+class FailingNsm(LocalNsm):
+    """An NSM that makes no document when told so."""
+
+    works = True
+
+    def attest(self, *, public_key: bytes | None, user_data: bytes | None, nonce: bytes | None) -> bytes:
+        """Sign, or fail."""
+        if not self.works:
+            raise NsmError("nsm request failed")
+        return super().attest(public_key=public_key, user_data=user_data, nonce=nonce)
+
+
+def test_latency_success_connections_and_state_can_be_read_from_a_scrape(
+    tmp_path: Path, pki: Path, kms: Kms, unused_tcp_port: int
+) -> None:
+    """Attestation and KMS each have calls, failures and seconds; all that is exported is documented, and no more."""
+    nsm = FailingNsm(pki, PCRS)
+    source, address = Role(), HttpAddress("127.0.0.1", unused_tcp_port)
+    with (
+        RunningEnclave(tmp_path / "e.sock", nsm, kms) as running,
+        agent_of(running.path, tmp_path / "token", source) as collector,
+        exporting(collector, address),
+    ):
+        until(is_serving(collector), within_s=10, what="the enclave to be ready")
+        with running.caller() as engine:
+            engine.hello(read_token(tmp_path / "token") or b"")
+            refused = kms.data_key(key_arn=kms.create_key(pcr0=bytes([9]) * 48))
+            assert engine.open_codes([kms.data_key().job(), refused.job()]) == ["ok", "key_access"]
+            ask = enclave_protocol.attest_request(1, enclave_protocol.AttestRequest(bytes(16), Use.IDENTITY))
+            assert engine.code(ask) is None
+            nsm.works = False
+            assert engine.code(ask) == "internal"
+            nsm.works = True
+            until(
+                lambda: values(page(unused_tcp_port)).get("mrgc_enclave_attestations_total") == 3,
+                within_s=10,
+                what="the counters",
+            )
+            text = page(unused_tcp_port)
+    found = values(text)
+    assert (found["mrgc_enclave_kms_calls_total"], found["mrgc_enclave_kms_failures_total"]) == (2, 1)
+    assert (found["mrgc_enclave_attestations_total"], found["mrgc_enclave_attestation_failures_total"]) == (3, 1)
+    assert found["mrgc_enclave_kms_seconds_total"] > 0
+    assert found["mrgc_enclave_attestation_seconds_total"] > 0
+    assert found["mrgc_enclave_connections"] == 2
+    state = ("up", "attestation_ready", "kms_ready", "locked_out")
+    assert [found[f"mrgc_enclave_{name}"] for name in state] == [1, 1, 1, 0]
+    # The page's text format adds _total to a counter and _info to an info, which it calls a gauge.
+    exported = {
+        name.removesuffix("_total").removesuffix("_info"): "info" if name.endswith("_info") else kind
+        for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE)
+    }
+    assert exported == documented()
+    assert "another version" not in text
+
+
 def test_the_process_exports_counters_logs_no_secret_and_ends_on_sigterm(
     enclave: RunningEnclave, kms: Kms, tmp_path: Path, unused_tcp_port: int
 ) -> None:
@@ -229,12 +310,7 @@ def test_the_process_exports_counters_logs_no_secret_and_ends_on_sigterm(
     }
 
     def scrape() -> dict[str, float]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{unused_tcp_port}/metrics", timeout=5) as answer:
-                lines = answer.read().decode().splitlines()
-        except OSError:
-            return {}
-        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+        return values(page(unused_tcp_port))
 
     with process(settings) as running:
         until(lambda: scrape().get("mrgc_enclave_kms_ready") == 1, within_s=20, what="the enclave to be ready")

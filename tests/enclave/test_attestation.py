@@ -98,11 +98,13 @@ def test_a_document_that_cannot_be_renewed_is_not_shown_to_kms_when_old(
 ) -> None:
     """A failing NSM is survived until the document is too old; then calls are busy, and recover with the NSM."""
     nsm = BrokenNsm(LocalNsm(pki, PCRS))
-    made = Attestation(nsm, Counters())
+    counters = Counters()
+    made = Attestation(nsm, counters)
     made.renew()
     nsm.works = False
     with pytest.raises(NsmError):
         made.renew()
+    assert (counters.snapshot()["attestations"], counters.snapshot()["attestation_failures"]) == (2, 1)
     assert made.kms_document()
     monkeypatch.setattr(attestation, "MAX_DOCUMENT_AGE_S", -1.0)
     assert not made.is_ready
