@@ -20,9 +20,16 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from mrgc.cli_files import JOB_ID, open_input, read_arguments, read_sealed, write_private
-from mrgc.cli_lines import print_error_of, print_fetched, print_outcome, print_result, print_submitted
+from mrgc.cli_lines import (
+    print_error_of,
+    print_fetched,
+    print_outcome,
+    print_result,
+    print_standalone,
+    print_submitted,
+)
 from mrgc.cli_policy import app as policy_app
-from mrgc.cli_report import EPILOG, ExitCode, exit_code_of, gravest, print_error, progress
+from mrgc.cli_report import EPILOG, ExitCode, exit_code_of, gravest, print_error, print_note, progress
 from mrgc.cli_verify import EPILOG as VERIFY_EPILOG
 from mrgc.cli_verify import verify
 from mrgc.errors import InputFileError, MrgcError, ResultMissing, ResultRefused, TooLargeError
@@ -30,6 +37,7 @@ from mrgc.inputs import DEFAULT_ITEMS_PER_JOB, LineFormat, read_jobs
 from mrgc.payloads import DEFAULT_LIFETIME_S, JobOptions
 from mrgc.results import MAX_RESULT_BYTES, OpenedResult, job_of
 from mrgc.spool import SealedSpool, SpooledJob
+from mrgc.standalone import OpenedStandalone, is_standalone
 from mrgc.submitted import SubmittedJob
 from mrgc.waiting import State
 from mrgc.wire.headers import JSON_TYPE, MAX_ITEMS, MAX_LIFETIME_S, OCTET_STREAM_TYPE, SAFETENSORS_TYPE
@@ -184,19 +192,15 @@ def open_results(
     """Verify results against the jobs that were submitted, decrypt them, and print their bodies.
 
     A FILE named JOB.mrgc, as `mrgc fetch` names it, must hold that job's result; a file of another name may hold the
-    result of any submitted job. A safetensors body needs -o.
+    result of any submitted job, or an answer of the JSON protocol to a bare ciphertext, which belongs to no job: it
+    proves only that its maker may use the key. A body that is not JSON needs -o.
     """
     codes = set()
     words = _words(sources)
     with _client() as client:
         for source in words:
             try:
-                result = _open(client, source)
-                if output is None and result.type != JSON_TYPE:
-                    raise typer.BadParameter(f"the result of job {result.job.id} is {result.type}: say -o DIR")
-                path = output and write_private(output, f"{result.job.id}.{_SUFFIXES[result.type]}", result.body)
-                print_result(result, path, json_lines=json_lines)
-                codes.add(_EXIT_CODES[State(result.status)])
+                codes.add(_show(_open(client, source), source, output, json_lines=json_lines))
             except (ResultRefused, ResultMissing) as error:
                 codes.add(_report(error, source, json_lines=json_lines))
     raise typer.Exit(gravest(codes))
@@ -248,19 +252,43 @@ def _send(client: Client, spool: SealedSpool) -> Iterator[tuple[SubmittedJob, Sp
         yield submitted, under_way.popleft()
 
 
-def _open(client: Client, source: str) -> OpenedResult:
+def _open(client: Client, source: str) -> OpenedResult | OpenedStandalone:
     """Open a file or, where there is none of that name, the stored result of a job."""
     path = Path(source)
     if path.exists():
         data = read_sealed(path, max_bytes=MAX_RESULT_BYTES)
+        is_of_a_job = JOB_ID.fullmatch(path.stem) is not None
+        # Never in a result's place: it proves less. Then `job_of` says that it is no sealed result.
+        if is_standalone(data) and not is_of_a_job:
+            return client.open_standalone(data)
         # The store may have swapped two of the tenant's own results before `mrgc fetch` named them.
-        if JOB_ID.fullmatch(path.stem) and job_of(data).hex() != path.stem:
+        if is_of_a_job and job_of(data).hex() != path.stem:
             raise ResultRefused(f"{path} holds the result of another job")
         return client.open(data)
     if JOB_ID.fullmatch(source) is None:
         raise typer.BadParameter(f"{source} is neither a file nor a job id")
     job = client.find(source)
     return client.open(client.fetch(job), job=job)
+
+
+def _show(opened: OpenedResult | OpenedStandalone, source: str, output: Path | None, *, json_lines: bool) -> ExitCode:
+    """Print what was opened, or write its body below `output`."""
+    if isinstance(opened, OpenedResult):
+        path = _written(opened, opened.job.id, output)
+        print_result(opened, path, json_lines=json_lines)
+        return _EXIT_CODES[State(opened.status)]
+    path = _written(opened, Path(source).stem, output)
+    print_note(f"{source} answers no job: it proves only that its maker may use the key")
+    print_standalone(opened, path, json_lines=json_lines)
+    return ExitCode.OK
+
+
+def _written(opened: OpenedResult | OpenedStandalone, name: str, output: Path | None) -> Path | None:
+    if output is not None:
+        return write_private(output, f"{name}.{_SUFFIXES[opened.type]}", opened.body)
+    if opened.type != JSON_TYPE:
+        raise typer.BadParameter(f"the body of {name} is {opened.type}: say -o DIR")
+    return None
 
 
 def _report(error: MrgcError, source: str, *, json_lines: bool) -> ExitCode:

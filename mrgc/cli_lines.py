@@ -1,7 +1,7 @@
 """What commands print on standard output: one line per job, as text for people or as JSON for programs.
 
 Called by `mrgc.cli` and its commands. May import: the standard library, mrgc.errors, mrgc.results, mrgc.spool,
-mrgc.submitted, mrgc.waiting.
+mrgc.standalone, mrgc.submitted, mrgc.waiting.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from mrgc.errors import MrgcError
 from mrgc.results import OpenedResult
 from mrgc.spool import SpooledJob
+from mrgc.standalone import OpenedStandalone
 from mrgc.submitted import SubmittedJob
 from mrgc.waiting import Outcome, State
 
@@ -75,6 +76,25 @@ def print_result(result: OpenedResult, path: Path | None, *, json_lines: bool) -
         print_line(_json(fields | {"path": str(path)}) if json_lines else str(path))
     else:
         body = result.json()
+        print_line(_json(fields | {"body": body} if json_lines else body))
+
+
+def print_standalone(answer: OpenedStandalone, path: Path | None, *, json_lines: bool) -> None:
+    """Print an opened standalone object: its body, or the file that the body was written to.
+
+    Raises:
+        ResultRefused: the body is to be printed and is not JSON.
+    """
+    fields: dict[str, object] = {
+        "standalone": True,
+        "request_id": answer.request_id,
+        "type": answer.type,
+        "created": answer.created,
+    }
+    if path is not None:
+        print_line(_json(fields | {"path": str(path)}) if json_lines else str(path))
+    else:
+        body = answer.json()
         print_line(_json(fields | {"body": body} if json_lines else body))
 
 

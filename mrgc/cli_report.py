@@ -92,6 +92,11 @@ def print_error(error: MrgcError) -> None:
     sys.stderr.write(f"mrgc: {error.code}: {text}\n")
 
 
+def print_note(text: str) -> None:
+    """Write something to know beside the output, as one line to standard error."""
+    sys.stderr.write(f"mrgc: note: {' '.join(text.split())}\n")
+
+
 @contextmanager
 def progress(label: str, total: int | None = None) -> Iterator[Callable[[], None]]:
     """Show a bar on standard error while it is a terminal; otherwise nothing.

@@ -32,6 +32,7 @@ from mrgc.results import (
     open_result_of,
     read_hint,
 )
+from mrgc.standalone import OpenedStandalone, open_standalone_of
 from mrgc.submitted import SubmittedJob
 from mrgc.waiting import LookSchedule, Outcome, State, wait_for
 from mrgc.wire.headers import JOB_BYTES, JSON_TYPE
@@ -236,6 +237,18 @@ class Client:
             if job is None or job.tenant != self.settings.tenant:
                 raise ResultRefused(f"no record of the result's job in {self.settings.state} (MRGC_STATE)")
         return open_result_of(job, data, key_arn=self.settings.key_arn, data_key_for=self._parts.keys.for_opening)
+
+    def open_standalone(self, data: Buffer) -> OpenedStandalone:
+        """Open an answer of the JSON protocol to a bare ciphertext. It belongs to no job on record.
+
+        Raises:
+            ResultRefused: it is none, of another tenant or key, or does not authenticate.
+            KeyAccessError, KeyBusyError, ConfigError: the data key cannot be had.
+        """
+        settings = self.settings
+        return open_standalone_of(
+            data, tenant=settings.tenant, key_arn=settings.key_arn, unwrap=self._parts.kms.decrypt
+        )
 
     @property
     def kms_calls(self) -> int:

@@ -17,6 +17,7 @@ import shlex
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -137,6 +138,12 @@ def _echo(transcript: Transcript, index: str) -> None:
     peer.put(peer.jobs()[int(index)], peer.messages()[int(index)][b"job"])
 
 
+def _standalone(transcript: Transcript, name: str, *, of: str = "own", text: str = "") -> None:
+    """Write a standalone object, as the JSON protocol seals answers, into a file of the script's folder."""
+    tenant = transcript.other_tenant if of == "other" else transcript.tenant
+    (transcript.folder / name).write_bytes(tenant.peer.standalone(text.encode() or b'{"answer": 42}'))
+
+
 def _received(transcript: Transcript, count: str) -> None:
     messages = transcript.tenant.peer.messages()
     assert len(messages) == int(count), f"{len(messages)} messages"
@@ -145,6 +152,9 @@ def _received(transcript: Transcript, count: str) -> None:
 #: What the service does, by the word in the script.
 SERVICE: Final[dict[str, Callable[..., None]]] = {
     "answer": _answer,
+    "standalone": _standalone,
+    "standalone-of-another": partial(_standalone, of="other"),
+    "standalone-text": partial(_standalone, text="not \x1b[31mjson"),
     "tensors": _tensors,
     "hint": _hint,
     "swap": _swap,

@@ -29,7 +29,16 @@ from infra.redis_server import RedisServer
 from mrgc.client_settings import AwsAccess
 from mrgc.policy import key_policy
 from mrgc.tenant_kms import TenantKms, session
-from mrgc.wire.sealed import ResultDraft, SealedJob, open_job, parse_job, seal_result
+from mrgc.wire.sealed import (
+    ResultDraft,
+    SealedJob,
+    StandaloneDraft,
+    open_job,
+    parse_job,
+    seal_result,
+    seal_standalone,
+    standalone_context,
+)
 from tests.waiting import until
 
 REPOSITORY: Final = Path(__file__).parents[2]
@@ -191,6 +200,13 @@ class Peer:
     def seal(self, job: SealedJob, body: bytes = OK_BODY, **changes: Any) -> bytes:
         """Seal a result of a job; `changes` are what a dishonest or another peer would put into its header."""
         return seal_result(draft_of(job)._replace(**changes), body, data_key=self.data_key(job.header.edk))
+
+    def standalone(self, body: bytes, *, request_id: str = "request 1") -> bytes:
+        """Seal an answer as the JSON protocol does for a bare ciphertext, under a data key of its own."""
+        kms, name = self.tenant.kms.client_of(self.tenant.name), self.tenant.name
+        made = kms.generate(standalone_context(name))
+        draft = StandaloneDraft(name, self.tenant.key_arn, made.edk, request_id, created=1_795_000_000)
+        return seal_standalone(draft, body, data_key=made.data_key)
 
     def put(self, job: SealedJob, data: bytes, *, suffix: str = "mrgc") -> Path:
         """Store bytes where the result of a job, or its hint, belongs: create-only."""

@@ -157,6 +157,9 @@ def test_the_documents_exchange_works_from_end_to_end(stack: JsonStack) -> None:
     )["Plaintext"]
     assert sealed.open_standalone(made, data_key=data_key) == b"an answer"
     assert made.header.request_id == "req-abc-123"
+    with stack.running.client("acme") as client:
+        found = client.open_standalone(base64.b64decode(answer["encrypted_response"]))
+    assert (found.request_id, found.body) == ("req-abc-123", b"an answer")
 
 
 def test_errors_have_the_one_shape_and_the_connection_goes_on(stack: JsonStack) -> None:
