@@ -1,6 +1,6 @@
 """The tenant's client: seal and send jobs, wait for results, open them. The command line is a thin shell around it.
 
-    texts ──payload──► sealed job ──record, then XADD──► …service… ──object──► compare ──► open ──► body
+    texts ──payload──► sealed job ──record, then queue──► …service… ──object──► compare ──► open ──► body
 
 A `Client` serves one thread at a time; make one per thread. It holds plain data keys in memory until `close`, which
 zeroes them, and writes nothing to disk but the public record of submitted jobs.

@@ -12,10 +12,14 @@ from functools import cached_property
 
 from mrgc.client_settings import ClientSettings
 from mrgc.data_keys import DataKeys
+from mrgc.errors import ConfigError
 from mrgc.job_queue import JobQueue
+from mrgc.redis_queue import RedisQueue
 from mrgc.result_store import ResultStore
+from mrgc.sqs_queue import SqsQueue
 from mrgc.submitted import SubmittedJobs
 from mrgc.tenant_kms import TenantKms
+from mrgc.wire.queue_urls import is_sqs
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,12 @@ class ClientParts:
     @cached_property
     def queue(self) -> JobQueue:
         """The tenant's queue."""
-        return JobQueue(self._settings.queue_url, tenant=self._settings.tenant)
+        settings = self._settings
+        if not settings.queue_url:
+            raise ConfigError("MRGC_QUEUE_URL is not set")
+        if is_sqs(settings.queue_url):
+            return SqsQueue(settings.queue_url, tenant=settings.tenant, aws=settings.aws)
+        return RedisQueue(settings.queue_url, tenant=settings.tenant)
 
     @cached_property
     def store(self) -> ResultStore:

@@ -24,8 +24,8 @@ from mrgc.errors import NotAdmitted
 from tasks.intake_step import IntakeStep
 from worker.registry import Registry
 from worker.settings import EdgeSettings
-from worker.sources.redis_admin import RedisAdmin
-from worker.sources.redis_streams import connect
+from worker.sources.base import QueueAdmin
+from worker.sources.brokers import open_admin
 
 #: Letters that one redrive moves at most, unless it is told otherwise.
 REDRIVE_LIMIT: Final = 1_000
@@ -123,9 +123,9 @@ def inspect_backlog(_state: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _queues() -> Iterator[tuple[RedisAdmin, Registry]]:
+def _queues() -> Iterator[tuple[QueueAdmin, Registry]]:
     settings = EdgeSettings.from_env(os.environ)
-    admin = RedisAdmin(connect(settings.queue_url))
+    admin = open_admin(settings.queue_url)
     try:
         yield admin, Registry(settings.registry)
     finally:

@@ -20,9 +20,9 @@ from mrgc.errors import FormatError, MrgcError, NotAdmitted, QueueUnavailable, T
 from mrgc.wire import sealed
 from worker.registry import Registry
 from worker.settings import EdgeSettings
-from worker.sources.redis_admin import RedisAdmin
-from worker.sources.redis_layout import MAX_MESSAGE_BYTES
-from worker.sources.redis_streams import connect
+from worker.sources.base import QueueAdmin
+from worker.sources.brokers import open_admin
+from worker.sources.messages import MAX_MESSAGE_BYTES
 
 #: Base64 of the longest job that a message may hold.
 MAX_TEXT_CHARS: Final = -(-MAX_MESSAGE_BYTES // 3) * 4
@@ -59,14 +59,14 @@ def infer(job: str) -> str:
 class _Edge(NamedTuple):
     settings: EdgeSettings
     registry: Registry
-    admin: RedisAdmin
+    admin: QueueAdmin
 
 
 @cache
 def _edge() -> _Edge:
     # Made by the first task, so that importing this module touches neither environment nor network.
     settings = EdgeSettings.from_env(os.environ)
-    return _Edge(settings, Registry(settings.registry), RedisAdmin(connect(settings.queue_url)))
+    return _Edge(settings, Registry(settings.registry), open_admin(settings.queue_url))
 
 
 def _decode(job: object) -> bytes:

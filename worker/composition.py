@@ -14,7 +14,7 @@ from worker.health import HttpServer, Page, health_page, readiness_page
 from worker.intake import Intake
 from worker.registry import Registry
 from worker.settings import HttpAddress, WorkerSettings
-from worker.sources.redis_streams import RedisStreams, connect
+from worker.sources.brokers import open_source
 
 
 def build_intake(settings: WorkerSettings) -> Intake:
@@ -23,7 +23,7 @@ def build_intake(settings: WorkerSettings) -> Intake:
     Raises:
         ConfigError: the registry cannot be read, or a setting does not fit the broker.
     """
-    source = RedisStreams(connect(settings.queue_url), consumer=consumer_name(), lease_s=settings.lease_s)
+    source = open_source(settings.queue_url, consumer=consumer_name(), lease_s=settings.lease_s)
     return Intake(settings, source=source, registry=Registry(settings.registry))
 
 

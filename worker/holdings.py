@@ -45,12 +45,12 @@ class Holdings:
 
         Returns:
             False if its message is held already: our own lease lapsed and came back to us. The work in progress goes
-            on under the newer deadline.
+            on under the newer delivery.
         """
         with self._changed:
             known = self._held.get(lease.key)
             if known is not None:
-                known[0].deadline_s = lease.deadline_s
+                known[0].deadline_s, known[0].handle = lease.deadline_s, lease.handle
                 return False
             self._held[lease.key] = lease, size_bytes, time.monotonic()
             self._bytes += size_bytes

@@ -84,6 +84,7 @@ class Intake:
                 "dispatch": self._dispatcher.run,
                 **self._engines.loops,
                 "leases": lambda stop: self._keeper.run(stop, budget=self._budget, take=self._take),
+                **self._source.loops,
                 "receive": self._receive,
             }
         )
@@ -99,7 +100,7 @@ class Intake:
             within_s: how long to finish; 0 hands everything back at once.
         """
         self.stop_receiving()
-        self._threads.tell_to_stop("receive")
+        self._threads.tell_to_stop("receive", *self._source.loops)
         deadline_s = time.monotonic() + within_s
         while time.monotonic() < deadline_s and not self._holdings.wait_empty(BOUND_WAIT_S):
             # Whoever waits out an outage is served sooner by another host.
@@ -143,8 +144,9 @@ class Intake:
         probing = self._settings.max_batch_jobs if gate.is_probing else self._settings.max_inflight_jobs
         is_open = gate.is_open and self._engines.can_serve and not self._draining
         tenants = self._registry.tenants.values() if is_open else ()
-        quotas = {tenant.name: tenant.max_inflight_jobs for tenant in tenants if tenant.name not in gate.closed_tenants}
-        return self._holdings.budget(quotas, max_jobs=probing if quotas else 0)
+        closed = gate.closed_tenants
+        quotas = {tenant.name: 0 if tenant.name in closed else tenant.max_inflight_jobs for tenant in tenants}
+        return self._holdings.budget(quotas, max_jobs=probing if any(quotas.values()) else 0)
 
     def _take(self, leases: Sequence[Lease]) -> None:
         if self._draining:
@@ -296,5 +298,5 @@ def _size_bytes(lease: Lease) -> int:
         case ClaimCheck(bytes=size):
             # A length over the cap is refused before anything of it is fetched.
             return min(size, MAX_BODY_BYTES + MAX_OVERHEAD_BYTES)
-        case _:
-            return 0
+        case BadMessage(received=received):
+            return len(received)

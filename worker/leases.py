@@ -16,15 +16,16 @@ from mrgc.errors import ConfigError, QueueUnavailable
 from worker.holdings import Holdings
 from worker.outages import Outages
 from worker.registry import Registry
-from worker.sources.base import Budget, JobSource, Lease
+from worker.sources.base import RENEW_BELOW, Budget, JobSource, Lease
 
 #: How often lapsed leases of any host are looked for; shorter leases are looked for more often.
 RECOVERY_S: Final = 1.0
 #: No message takes this long, waiting for an engine included. One that does was forgotten by a fault of ours; letting
 #: its lease lapse brings it back.
 MAX_HELD_S: Final = 3_600.0
-#: Heartbeats in one lease: one may be lost and the next still comes in time.
-HEARTBEATS: Final = 3
+#: Heartbeats in one lease. A lease is renewed at the first that finds it below RENEW_BELOW, at the latest in the middle
+#: of its time, so one may be lost and the next still comes in time.
+HEARTBEATS: Final = 4
 
 _log = structlog.get_logger()
 
@@ -47,6 +48,7 @@ class LeaseKeeper:
         self._holdings = holdings
         self._outages = outages
         self._registry = registry
+        self._renew_below_s = lease_s * RENEW_BELOW
         self._heartbeat_s = lease_s / HEARTBEATS
         self._recovery_s = min(RECOVERY_S, self._heartbeat_s)
         self._next_heartbeat_s = time.monotonic()
@@ -75,8 +77,9 @@ class LeaseKeeper:
     def _extend(self) -> None:
         for lease in self._holdings.forget(older_than_s=MAX_HELD_S):
             _log.error("message was held too long", tenant=lease.tenant, message_id=lease.message_id)
-        lost = self._source.extend([lease for lease in self._holdings.leases() if not lease.closing])
-        for lease in lost:
+        soon_s = time.monotonic() + self._renew_below_s
+        held = self._holdings.leases()
+        for lease in self._source.extend([lease for lease in held if not lease.closing and lease.deadline_s < soon_s]):
             if lease.closing:
                 continue
             # Whoever holds it now finishes it; an answer that still comes here is stored too, and is the same one.

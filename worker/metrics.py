@@ -55,7 +55,8 @@ class Metrics:
         """Show one measurement of a tenant's queue."""
         self.backlog_jobs.labels(tenant).set(queue.length)
         self.backlog_pending.labels(tenant).set(queue.pending)
-        self.backlog_age_seconds.labels(tenant).set(queue.oldest_age_s)
+        if queue.oldest_age_s is not None:
+            self.backlog_age_seconds.labels(tenant).set(queue.oldest_age_s)
         self.dead_letter_jobs.labels(tenant).set(queue.dead)
 
     def render(self) -> bytes:

@@ -48,7 +48,7 @@ class WorkerSettings:
         ConfigError: a value is out of range or contradicts another.
     """
 
-    #: Redis database that holds the tenants' streams; may carry a password, so it is never shown.
+    #: The tenants' queues at Redis or SQS; may carry a password, so it is never shown.
     queue_url: str = field(repr=False)
     #: Celery's broker for control tasks; another database than the queue's.
     broker_url: str = field(repr=False)

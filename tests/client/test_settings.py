@@ -65,8 +65,8 @@ def test_a_results_directory_must_exist(tmp_path: Path) -> None:
     ("url", "text"),
     [
         ("", "MRGC_QUEUE_URL is not set"),
-        ("https://sqs.eu-west-1.amazonaws.com/123456789012/jobs", "other queues are not served"),
-        ("amqp://user:pa55@host", "other queues are not served"),
+        ("https://user:pa55@sqs.eu-west-1.amazonaws.com/123456789012/jobs", "no SQS queue URL"),
+        ("amqp://user:pa55@host", "neither a redis"),
         ("redis://user:pa55@host:port/0", "malformed"),
         ("redis://user:pa55@host/0?socket_timeout=soon", "malformed"),
     ],

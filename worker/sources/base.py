@@ -4,14 +4,19 @@ A lease is the only truth about a message: whoever holds it works on it, and whe
 lease past its deadline is never extended, released or dead-lettered by the one who let it lapse; acknowledging it is
 still right, because that happens only after its result is stored.
 
-May import: the standard library. Called by the intake; implemented by the sources.
+May import: the standard library, worker.threads. Called by the intake; implemented by the sources.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
+
+from worker.threads import Loop
+
+#: A lease is renewed once less than this share of it is left, so a job that is served soon costs no renewal.
+RENEW_BELOW: Final = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,8 @@ class BadMessage:
 
     #: Code of mrgc.errors, the reason it is dead-lettered with.
     code: str
+    #: As it came, where the broker cannot be asked for it again.
+    received: str = field(default="", repr=False)
 
 
 @dataclass(eq=False, slots=True)
@@ -47,6 +54,10 @@ class Lease:
     deaths: int = 0
     #: Its ack or dead letter is on its way, so that not finding it in the queue is no loss.
     closing: bool = False
+    #: What the broker asks for in order to act on this delivery; empty where the message's id does.
+    handle: str = field(default="", repr=False)
+    #: Its dead letter is stored, and only the message itself is left to be removed.
+    has_letter: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -72,8 +83,9 @@ class Backlog:
     length: int
     #: Messages that are leased.
     pending: int
-    #: Seconds since the oldest message was sent; 0 when the queue is empty.
-    oldest_age_s: float
+    #: Seconds since the oldest message was sent; 0 when the queue is empty. None where the broker does not tell: SQS
+    #: tells CloudWatch only (ApproximateAgeOfOldestMessage).
+    oldest_age_s: float | None
     #: Messages in the dead-letter queue.
     dead: int
 
@@ -85,6 +97,11 @@ class JobSource(Protocol):
     out, and repeating it is safe.
     """
 
+    @property
+    def loops(self) -> Mapping[str, Loop]:
+        """What must run beside the calls below, by name; each is run in a thread that is replaced when it dies."""
+        ...
+
     def receive(self, budget: Budget, *, wait_s: float) -> list[Lease]:
         """Take new messages, waiting up to `wait_s` for the first; never more than the budget."""
         ...
@@ -94,7 +111,7 @@ class JobSource(Protocol):
         ...
 
     def extend(self, leases: Sequence[Lease]) -> list[Lease]:
-        """Renew leases and their deadlines.
+        """Renew leases and their deadlines, and with them whatever the source itself has received and not yet given.
 
         Returns:
             Those that are ours no longer: past their deadline, or gone from the queue.

@@ -1,6 +1,6 @@
 """What operators and trusted producers do to the Redis queues: send, measure, redrive, purge.
 
-May import: the standard library, mrgc.errors, mrgc.wire, worker.sources. Called by the tasks and the metrics.
+May import: the standard library, mrgc.errors, worker.sources. Called by the tasks and the metrics.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from mrgc.errors import FormatError, TooLargeError
-from mrgc.wire import sealed
-from mrgc.wire.headers import MAX_LIFETIME_S
+from mrgc.errors import TooLargeError
 from worker.sources.base import Backlog
+from worker.sources.messages import MAX_MESSAGE_BYTES, end_of_life_s
 from worker.sources.redis_layout import (
     GROUP,
-    MAX_MESSAGE_BYTES,
     dead_stream,
     parse_fields,
     queue_stream,
@@ -104,10 +102,5 @@ class RedisAdmin:
 
 
 def _end_of_life_s(letter_id: bytes, letter: Mapping[bytes, bytes]) -> float:
-    body = parse_fields({b"job": letter[b"job"]}) if b"job" in letter else None
-    if isinstance(body, bytes):
-        try:
-            return sealed.parse_job(body).header.expires
-        except FormatError:
-            pass
-    return sent_s(letter_id) + MAX_LIFETIME_S
+    fields = {name: letter[name] for name in (b"job", b"ref") if name in letter}
+    return end_of_life_s(parse_fields(fields), sent_s=sent_s(letter_id))

@@ -3,7 +3,7 @@
 Stream `q:TENANT` with group `gpu`; stream `dead:TENANT` for what cannot be served; hash `deaths:TENANT` for engine
 deaths by entry, because the server's own delivery count also counts hand-backs.
 
-May import: the standard library, mrgc.errors, mrgc.wire, worker.sources.base. Called by worker.sources.redis_*.
+May import: the standard library, mrgc.errors, mrgc.wire, worker.sources. Called by worker.sources.redis_*.
 """
 
 from __future__ import annotations
@@ -13,19 +13,14 @@ from typing import Final
 
 from mrgc.errors import FormatError, TooLargeError
 from mrgc.wire import strict_cbor
-from mrgc.wire.headers import HASH_BYTES
 from worker.sources.base import BadMessage, ClaimCheck
+from worker.sources.messages import MAX_MESSAGE_BYTES, MAX_REF_BYTES, claim_check
 
 GROUP: Final = "gpu"
 #: Owner of entries that were handed back. Nobody reads under this name.
 RETURNED: Final = "returned"
 #: Idle time of an entry that was handed back: over every lease.
 RETURNED_IDLE_MS: Final = 3_600_000
-#: docs/spec.md §5: the longest job that travels inside a message.
-MAX_MESSAGE_BYTES: Final = 524_288
-#: A claim check is a URL of at most 2 KiB, a hash and a length.
-MAX_REF_BYTES: Final = 4_096
-MAX_URL_CHARS: Final = 2_048
 
 
 def queue_stream(tenant: str) -> str:
@@ -84,11 +79,4 @@ def _claim_check(value: bytes) -> ClaimCheck:
     ref = strict_cbor.decode(value, max_depth=1)
     if type(ref) is not dict or ref.keys() != {"url", "sha256", "bytes"}:
         raise FormatError("claim check does not have exactly url, sha256 and bytes")
-    url, sha256, length = ref["url"], ref["sha256"], ref["bytes"]
-    if type(url) is not str or len(url) > MAX_URL_CHARS:
-        raise FormatError("claim check url")
-    if type(sha256) is not bytes or len(sha256) != HASH_BYTES:
-        raise FormatError("claim check sha256")
-    if type(length) is not int or length < 1:
-        raise FormatError("claim check bytes")
-    return ClaimCheck(url, sha256, length)
+    return claim_check(ref["url"], ref["sha256"], ref["bytes"])

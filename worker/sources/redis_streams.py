@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -25,10 +25,10 @@ from redis.retry import Retry
 
 from mrgc.errors import QueueUnavailable
 from worker.sources.base import Budget, Lease
+from worker.sources.messages import MAX_MESSAGE_BYTES
 from worker.sources.receive_plan import ReceivePlan
 from worker.sources.redis_layout import (
     GROUP,
-    MAX_MESSAGE_BYTES,
     RETURNED,
     RETURNED_IDLE_MS,
     dead_stream,
@@ -37,6 +37,7 @@ from worker.sources.redis_layout import (
     queue_stream,
     tenant_of,
 )
+from worker.threads import Loop
 
 #: Longest wait for any answer beyond a blocking read's own wait. Celery's shutdown sets a process-wide default, so
 #: every connection has its own.
@@ -104,6 +105,11 @@ class RedisStreams:
         self._grouped: set[str] = set()
         self._cursors: dict[str, bytes] = {}
         self._plan = ReceivePlan(max_message_bytes=MAX_MESSAGE_BYTES)
+
+    @property
+    def loops(self) -> Mapping[str, Loop]:
+        """Nothing: every call is one round trip."""
+        return {}
 
     def receive(self, budget: Budget, *, wait_s: float) -> list[Lease]:
         """Take new messages from all tenants with room, an equal share of the budget each."""
