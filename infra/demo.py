@@ -62,11 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.demo", description="the whole system on one machine")
     parser.add_argument("--file", type=Path, help="a text file of your own, one text per line")
     parser.add_argument("--models", type=Path, required=True, help="folder with the all-minilm-l6-v2 model folder")
+    parser.add_argument(
+        "--queue", choices=("redis", "sqs"), default="redis", help="broker of the jobs (default: %(default)s)"
+    )
     options = parser.parse_args(argv)
     console = Console(stderr=True)
     try:
         texts = _own_texts(options.file) if options.file else docstrings.texts()
-        with running_stack(options.models, console) as directory:
+        with running_stack(options.models, console, queue=options.queue) as directory:
             counts = _run(directory, texts, console)
     except MrgcError as error:
         console.print(f"demo: failed: {error}", highlight=False)
@@ -76,8 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def running_stack(models: Path, console: Console) -> Iterator[Path]:
+def running_stack(models: Path, console: Console, *, queue: str = "redis") -> Iterator[Path]:
     """Run `infra.local up` in a fresh directory and yield the directory once it is ready.
+
+    Args:
+        models: folder of model folders.
+        console: for a person.
+        queue: broker of the jobs, redis or sqs.
 
     Raises:
         WaitTimeout: it ended, or was not ready in time; its logs were printed.
@@ -85,11 +93,12 @@ def running_stack(models: Path, console: Console) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mrgc-demo-") as name:
         directory = Path(name)
         command = [sys.executable, "-m", "infra.local", "up", "--dir", name, "--models", str(models.resolve())]
+        command += ["--queue", queue]
         with (directory / "local.log").open("wb") as log:
             process = subprocess.Popen(
                 [*command, "--tenants", ",".join(TENANTS)], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=log
             )
-        with console.status("starting redis, kms, enclave, agent, engine and worker"):
+        with console.status(f"starting {queue}, kms, enclave, agent, engine and worker"):
             # Ends with `ready`, or with the end of the process, whose own start has a deadline.
             line = process.stdout.readline() if process.stdout else b""
         try:

@@ -1,8 +1,8 @@
 """The whole system on one machine, with real parts: `python -m infra.local up --dir DIR`.
 
-Composition root of the one-machine mode: a Redis server, a local KMS that verifies attestation, the enclave as a
-process with a software NSM, the enclave agent, one engine and one Celery worker. It starts them, restarts those that
-die, and stops them on SIGINT or SIGTERM. Everything it writes lies below DIR.
+Composition root of the one-machine mode: a Redis server, with `--queue sqs` a local SQS beside it, a local KMS that
+verifies attestation, the enclave as a process with a software NSM, the enclave agent, one engine and one Celery worker.
+It starts them, restarts those that die, and stops them on SIGINT or SIGTERM. Everything it writes lies below DIR.
 
 May import: everything. Only infra, tests and bench import it.
 """
@@ -34,6 +34,7 @@ from mrgc.errors import ConfigError, MrgcError
 from worker import logs
 
 START_S: Final = 90.0
+_LISTENERS: Final = ("redis", "sqs", "kms", "agent", "worker")
 
 
 #: What to start in place of one part: for tests that put a proxy, another clock or a second worker into the stack.
@@ -68,11 +69,16 @@ def run(stack: Stack, stopping: threading.Event, *, adapt: Adapt) -> None:
     """
     supervisor = Supervisor(stack.directory, cwd=REPOSITORY)
     try:
-        for part in chain.from_iterable(map(adapt, (parts.redis(stack), parts.kms(stack)))):
+        brokers = (parts.redis(stack), parts.sqs(stack)) if stack.queue == "sqs" else (parts.redis(stack),)
+        foundation = (*brokers, parts.kms(stack))
+        for part in chain.from_iterable(map(adapt, foundation)):
             supervisor.start(part)
-        if not supervisor.wait_ready("redis", "kms", deadline_s=START_S, stopping=stopping):
+        names = [part.name for part in foundation]
+        if not supervisor.wait_ready(*names, deadline_s=START_S, stopping=stopping):
             return
         provision.tenants(stack)
+        if stack.queue == "sqs":
+            provision.queues(stack)
         serving = (parts.enclave(stack), parts.agent(stack), parts.engine(stack), parts.worker(stack))
         for part in chain.from_iterable(map(adapt, serving)):
             supervisor.start(part)
@@ -102,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     up.add_argument("--tenants", default="acme,globex", help="comma list of tenants to set up (default: %(default)s)")
     up.add_argument("--models", type=Path, help="folder of model folders; default: a small seeded model made in DIR")
+    up.add_argument(
+        "--queue",
+        choices=("redis", "sqs"),
+        default="redis",
+        help="broker of the tenants' jobs; Celery's control tasks stay on Redis (default: %(default)s)",
+    )
     up.add_argument("--threads", type=int, default=0, help="CPU threads of the engine; 0 leaves torch's choice")
     up.add_argument(
         "--json-protocol",
@@ -135,20 +147,20 @@ def _prepare(options: argparse.Namespace) -> Stack:
     if not (directory / "nsm" / "root.pem").exists():
         create_pki(directory / "nsm")
     tenants = tuple(options.tenants.split(","))
-    return Stack(directory, models, tenants, _ports(directory), options.threads, options.json_protocol)
+    ports = _ports(directory)
+    return Stack(directory, models, tenants, ports, options.threads, options.json_protocol, options.queue)
 
 
 def _ports(directory: Path) -> dict[str, int]:
     """Choose loopback ports at the first start; a restart in the same directory keeps them."""
     file = directory / "ports.json"
-    if not file.exists():
-        probes = {name: socket.create_server(("127.0.0.1", 0)) for name in ("redis", "kms", "agent", "worker")}
-        ports = {name: probe.getsockname()[1] for name, probe in probes.items()}
-        for probe in probes.values():
-            probe.close()
-        replace_file(file, json.dumps(ports).encode())
-    loaded: dict[str, int] = json.loads(file.read_text())
-    return loaded
+    ports: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
+    probes = {name: socket.create_server(("127.0.0.1", 0)) for name in _LISTENERS if name not in ports}
+    ports |= {name: probe.getsockname()[1] for name, probe in probes.items()}
+    for probe in probes.values():
+        probe.close()
+    replace_file(file, json.dumps(ports).encode())
+    return ports
 
 
 if __name__ == "__main__":

@@ -40,6 +40,16 @@ def redis(stack: Stack, *, fsync: Fsync = "always") -> Part:
     return Part("redis", tuple(command), environment(), lambda: listens(stack.ports["redis"]))
 
 
+def sqs(stack: Stack) -> Part:
+    """Describe the local SQS, durable in the stack's directory."""
+    command = (
+        *(sys.executable, "-m", "infra.local_sqs"),
+        *("--port", str(stack.ports["sqs"])),
+        *("--dir", str(stack.directory / "sqs")),
+    )
+    return Part("sqs", command, environment(), lambda: listens(stack.ports["sqs"]))
+
+
 def kms(stack: Stack) -> Part:
     """Describe the local KMS; once it listens the tenants can be provisioned."""
     command = (sys.executable, "-m", "infra.local_kms", "--config", str(provision.kms_config(stack)))
@@ -92,6 +102,7 @@ def worker(stack: Stack) -> Part:
         MRGC_REGISTRY=str(stack.registry),
         MRGC_ENGINES=stack.engine,
         MRGC_WORKER_HTTP=f"127.0.0.1:{stack.ports['worker']}",
+        **(provision.ANYBODY if stack.queue == "sqs" else {}),
     )
     command = (
         *(sys.executable, "-m", "celery", "-A", "tasks", "worker"),

@@ -4,18 +4,19 @@ KMS principals and keys with their policies, the registry of tenants, and the fi
 DIR/env (first tenant), DIR/env.<tenant> and DIR/catalog.json. Idempotent: a restart in the same directory finds its
 keys and credentials again.
 
-Called by infra.local. May import: the standard library, boto3, mrgc, infra.
+Called by infra.local. May import: the standard library, boto3, mrgc, worker, infra.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import boto3
 from botocore.config import Config
@@ -23,10 +24,15 @@ from botocore.config import Config
 from infra.durable_file import replace_file
 from infra.kms_config import KmsConfig, Principal, write_config
 from infra.local_enclave import pcrs
+from infra.sqs_api import ACCOUNT
 from mrgc.policy import key_policy
+from mrgc.wire.queue_urls import parse_sqs
+from worker.sources.sqs_layout import LEAST_RECEIVES
 
 REGION: Final = "eu-west-1"
 SERVICE_ROLE: Final = "arn:aws:iam::111122223333:role/mrgc-worker"
+#: Credentials for the local SQS, which looks at no signature.
+ANYBODY: Final = {"AWS_ACCESS_KEY_ID": "anybody", "AWS_SECRET_ACCESS_KEY": "anybody", "AWS_DEFAULT_REGION": REGION}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +42,14 @@ class Stack:
     directory: Path
     models: Path
     tenants: tuple[str, ...]
-    #: Loopback ports of redis, kms, agent and worker.
+    #: Loopback ports of redis, sqs, kms, agent and worker.
     ports: dict[str, int]
     #: CPU threads of the engine; 0 leaves torch's choice.
     threads: int
     #: Whether the enclave serves the JSON protocol, and the tenants' keys admit it.
     json_protocol: bool = False
+    #: Which broker holds the tenants' jobs.
+    queue: Literal["redis", "sqs"] = "redis"
 
     @property
     def enclave(self) -> str:
@@ -60,8 +68,15 @@ class Stack:
 
     @property
     def queue_url(self) -> str:
-        """Redis database of the tenants' streams."""
+        """MRGC_QUEUE_URL: the Redis database of the tenants' streams, or the tenants' queues at the local SQS."""
+        if self.queue == "sqs":
+            return f"{self.sqs_endpoint}/{ACCOUNT}/mrgc-{{tenant}}"
         return f"redis://127.0.0.1:{self.ports['redis']}/0"
+
+    @property
+    def sqs_endpoint(self) -> str:
+        """Where the local SQS answers."""
+        return f"http://127.0.0.1:{self.ports['sqs']}"
 
     @property
     def results_url(self) -> str:
@@ -124,6 +139,24 @@ def tenants(stack: Stack) -> None:
     replace_file(stack.directory / "env", _exports(stack, stack.tenants[0], keys[stack.tenants[0]]).encode())
     catalog = {"models": _models(stack), "pcr0": measurement.hex()}
     replace_file(stack.directory / "catalog.json", json.dumps(catalog, indent=1).encode())
+
+
+def queues(stack: Stack) -> None:
+    """Create each tenant's queue at the local SQS with its dead-letter queue, as docs/operations.md says."""
+    sqs = boto3.client(
+        "sqs",
+        region_name=REGION,
+        endpoint_url=stack.sqs_endpoint,
+        aws_access_key_id=ANYBODY["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=ANYBODY["AWS_SECRET_ACCESS_KEY"],
+    )
+    template = parse_sqs(stack.queue_url)
+    with contextlib.closing(sqs):
+        for tenant in stack.tenants:
+            dead_url = sqs.create_queue(QueueName=template.dead(tenant).rpartition("/")[2])["QueueUrl"]
+            dead = sqs.get_queue_attributes(QueueUrl=dead_url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+            redrive = json.dumps({"deadLetterTargetArn": dead, "maxReceiveCount": LEAST_RECEIVES})
+            sqs.create_queue(QueueName=template.queue(tenant).rpartition("/")[2], Attributes={"RedrivePolicy": redrive})
 
 
 def kms(stack: Stack, who: str) -> Any:
