@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Protocol
 
 import redis
 
@@ -17,6 +18,16 @@ class DeadLetter(NamedTuple):
 
 class Broker(Protocol):
     """One stack's broker, seen without the product's own code."""
+
+    @property
+    def part(self) -> str:
+        """Its process."""
+        ...
+
+    @property
+    def requests(self) -> Mapping[str, bytes]:
+        """Bytes that tell the requests of a source: receive, ack, extend, recover, dead_letter."""
+        ...
 
     def waiting(self, tenant: str) -> int:
         """Messages in the tenant's queue, leased ones included."""
@@ -37,6 +48,17 @@ class RedisBroker:
     Args:
         url: of the queue's database.
     """
+
+    part: Final = "redis"
+    requests: Final = MappingProxyType(
+        {
+            "receive": b"XREADGROUP",
+            "ack": b"XACK",
+            "extend": b"XCLAIM",
+            "recover": b"XAUTOCLAIM",
+            "dead_letter": b"XADD",
+        }
+    )
 
     def __init__(self, url: str) -> None:
         self._client: Any = redis.Redis.from_url(url, socket_timeout=10)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,8 @@ from typing import Final, Literal
 from infra.local import read_env
 from infra.local_enclave import REPOSITORY
 from mrgc.client import Client
+from mrgc.wire import frames
+from mrgc.wire.addresses import connect, parse_address
 from tests.faults.brokers import RedisBroker
 from tests.faults.launcher import Alterations
 from tests.faults.results import BucketResults, DirectoryResults, Results
@@ -28,14 +31,18 @@ from tests.faults.tally import Tally
 from tests.faults.tcp_proxy import TcpProxy
 from tests.faults.workload import TENANTS
 from tests.waiting import until
+from worker import engine_protocol
 
 Source = Literal["redis"]
 WORKERS: Final = ("worker", "worker-2")
 PARTS: Final = ("redis", "kms", "enclave", "agent", "engine", *WORKERS)
 #: Short, so that what a dead worker held comes back while the test watches.
 LEASE_S: Final = 4.0
+BATCH_JOBS: Final = 16
 START_S: Final = 120.0
 RESTART_S: Final = 60.0
+#: How long work may stand still after a fault: pauses and backoffs of an outage, and a start on a busy machine.
+SERVE_S: Final = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +112,20 @@ class FaultStack:
             return ["unreachable"]
         return list(json.loads(page)["reasons"])
 
-    def metric(self, name: str) -> float:
-        """Sum of a metric's values over the workers; `name` may end with labels."""
-        return sum(self._metric(worker, name) for worker in WORKERS)
+    def held(self, worker: str) -> int:
+        """Leases that a worker holds."""
+        return int(self._metrics(worker)["mrgc_held_jobs"])
+
+    def engine_counters(self) -> Mapping[str, float]:
+        """What the engine has done since its start, from itself."""
+        with connect(parse_address(f"unix:{self.directory}/run/engine.sock"), timeout_s=10) as sock:
+            engine_protocol.parse_ready(frames.recv(sock))
+            frames.send(sock, engine_protocol.health_request(1))
+            return engine_protocol.parse_health(frames.recv(sock)).counters
+
+    def wait_progress(self, results: int) -> None:
+        """Wait until so many results have been stored."""
+        until(lambda: len(self.results.names()) >= results, within_s=SERVE_S, what="work goes on")
 
     def stop(self) -> int:
         """End the stack in order; returns the exit code."""
@@ -200,11 +218,12 @@ class FaultStack:
     def _worker_port(self, worker: str) -> int:
         return self._ports["worker"] if worker == WORKERS[0] else self._second_port
 
-    def _metric(self, worker: str, name: str) -> float:
+    def _metrics(self, worker: str) -> dict[str, float]:
         url = f"http://127.0.0.1:{self._worker_port(worker)}/metrics"
         with urllib.request.urlopen(url, timeout=5) as answer:
             lines = answer.read().decode().splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+        pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, _, value in pairs}
 
     def _results_root(self) -> Path:
         # Seen through the stack's own process, because it may have a mount namespace of its own.
@@ -229,7 +248,7 @@ class FaultStack:
             "MRGC_QUEUE_URL": f"{through}/0",
             "MRGC_BROKER_URL": f"{through}/1",
             "MRGC_LEASE_S": str(LEASE_S),
-            "MRGC_MAX_BATCH_JOBS": "16",
+            "MRGC_MAX_BATCH_JOBS": str(BATCH_JOBS),
             "MRGC_MAX_INFLIGHT_JOBS": "128",
         }
         if self._shape.store == "bucket":
@@ -248,6 +267,11 @@ class FaultStack:
             commands={"engine": engine},
             copies={"worker": {"worker-2": {"MRGC_WORKER_HTTP": f"127.0.0.1:{self._second_port}"}}},
         )
+
+
+def lasting(seconds: float) -> None:
+    """Let a fault last: its length is its definition, not a guess at when something is done."""
+    threading.Event().wait(seconds)
 
 
 def _free_port() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -105,6 +106,11 @@ class Workload:
 
             until(attempt, within_s=SEND_S, what="the broker takes the jobs")
         self.sent |= {each.job.job: each for each in jobs}
+
+    @staticmethod
+    def now_s() -> float:
+        """Unix seconds by the tenants' clock."""
+        return time.time()
 
     def outstanding(self) -> int:
         """Jobs that have no result yet."""
