@@ -1,7 +1,8 @@
 """The bootstep that gives the intake the life of a Celery worker.
 
-It starts after the pool, stops receiving at the first SIGTERM, drains in the warm shutdown, and hands everything back
-in a cold one. An edge worker, `-Q infer`, has no intake.
+It starts after the pool. From the moment of the signal it drains, or hands everything back in a cold shutdown, beside
+Celery's own way down; and it ends the process in time, because with a broker that answers nothing Celery would wait for
+its sockets twice before and after. An edge worker, `-Q infer`, has no intake.
 
 May import: celery, structlog, worker, mrgc. Called by tasks and tasks.control.
 """
@@ -9,6 +10,8 @@ May import: celery, structlog, worker, mrgc. Called by tasks and tasks.control.
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import time
 from typing import Any, ClassVar, Final
 
@@ -23,6 +26,11 @@ from worker.settings import WorkerSettings
 
 #: The queue of an edge worker; the worker of a GPU host never consumes it.
 EDGE_QUEUE: Final = "infer"
+#: How long after MRGC_DRAIN_S the process ends at the latest; with the default of 20 s an instance that is taken away
+#: after 30 s has ended by itself. What was not handed back by then lapses.
+END_S: Final = 8.0
+#: How soon a signal is noticed: its handler only sets a field, because it may have interrupted whatever holds a lock.
+WATCH_S: Final = 0.05
 
 _log = structlog.get_logger()
 
@@ -38,6 +46,10 @@ class IntakeStep(bootsteps.StartStopStep):
         super().__init__(parent, **kwargs)
         self._settings: WorkerSettings | None = None
         self._http: HttpServer | None = None
+        #: How long the drain may take, once a signal has asked for it.
+        self._told_s: float | None = None
+        self._ending = threading.Lock()
+        self._ended = threading.Event()
 
     def include_if(self, parent: Any) -> bool:
         """Tell a GPU host's worker from an edge worker by the queues that it was started with."""
@@ -63,7 +75,8 @@ class IntakeStep(bootsteps.StartStopStep):
         intake.start()
         IntakeStep.running = intake
         # Sent by the signal handler itself, before Celery begins to stop anything.
-        signals.worker_shutting_down.connect(_stop_receiving, weak=False)
+        signals.worker_shutting_down.connect(self._shutting_down, weak=False)
+        threading.Thread(target=self._watch, args=(settings.drain_s,), name="end", daemon=True).start()
         _log.info("intake started", pid=os.getpid())
 
     def stop(self, _parent: Any) -> None:
@@ -74,15 +87,31 @@ class IntakeStep(bootsteps.StartStopStep):
         """Hand everything back at once."""
         self._end(within_s=0.0)
 
+    def _shutting_down(self, how: str, **_kwargs: Any) -> None:
+        if IntakeStep.running is not None and self._settings is not None:
+            IntakeStep.running.stop_receiving()
+            self._told_s = 0.0 if how == "Cold" else self._settings.drain_s
+
+    def _watch(self, drain_s: float) -> None:
+        while not self._ended.wait(WATCH_S):
+            if self._told_s is not None:
+                overdue = threading.Timer(drain_s + END_S, _end_process)
+                overdue.daemon = True
+                overdue.start()
+                self._end(within_s=self._told_s)
+
     def _end(self, *, within_s: float) -> None:
-        intake, IntakeStep.running = IntakeStep.running, None
-        if intake is None:
-            return
-        began_s = time.monotonic()
-        intake.drain(within_s=within_s)
-        if self._http is not None:
-            self._http.close()
-        _log.info("drained", s=round(time.monotonic() - began_s, 3))
+        # Celery and the watch both come here; the second waits until the first has drained.
+        with self._ending:
+            intake, IntakeStep.running = IntakeStep.running, None
+            if intake is None:
+                return
+            began_s = time.monotonic()
+            intake.drain(within_s=within_s)
+            if self._http is not None:
+                self._http.close()
+            self._ended.set()
+            _log.info("drained", s=round(time.monotonic() - began_s, 3))
 
 
 def is_edge(app: Celery) -> bool:
@@ -90,6 +119,8 @@ def is_edge(app: Celery) -> bool:
     return set(app.amqp.queues.consume_from) == {EDGE_QUEUE}
 
 
-def _stop_receiving(**_kwargs: Any) -> None:
-    if IntakeStep.running is not None:
-        IntakeStep.running.stop_receiving()
+def _end_process() -> None:
+    _log.warning("process ends without Celery, which waits for its broker")
+    sys.stderr.flush()
+    # Leases are the only truth, so nothing is lost by it; an ordinary exit would wait for the same sockets.
+    os._exit(0)
