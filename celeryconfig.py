@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from mrgc.errors import ConfigError
 
@@ -28,7 +28,10 @@ task_acks_late = True  # a control task survives a crash
 task_acks_on_failure = True  # on Redis a rejected message is deleted anyway; the failure is in the log
 task_create_missing_queues = False  # a misspelt name must not make a queue
 task_default_queue = "control"  # tenants' queues are never kombu queues
-task_queues = (Queue("control"), Queue("infer"))  # infer is consumed only by an edge worker, -Q infer
+task_queues = (  # each with an exchange of its own, or kombu would bind both to both
+    Queue("control", Exchange("control"), "control"),
+    Queue("infer", Exchange("infer"), "infer"),  # consumed only by an edge worker, -Q infer
+)
 task_routes = {"tasks.infer": {"queue": "infer"}}  # in-house producers send by name and need no routing of their own
 
 worker_consumer = "tasks.consumer:PlainConsumer"  # runs plain calls only: no callbacks, chords or built-in tasks

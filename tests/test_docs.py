@@ -51,7 +51,8 @@ def blocks(language: str) -> list[Block]:
 
 def commands() -> list[list[str]]:
     """Return every command line of the shell blocks, in words, without redirections."""
-    lines = [line for block in blocks("sh") for line in block.text.splitlines() if line and not line.startswith("#")]
+    texts = [block.text.replace("\\\n", " ") for block in blocks("sh")]
+    lines = [line for text in texts for line in text.splitlines() if line and not line.startswith("#")]
     return [shlex.split(re.split(r" [<>|] ", line)[0]) for line in lines]
 
 

@@ -12,6 +12,7 @@ import pytest
 from infra import redis_server
 from infra.redis_server import RedisServer
 from mrgc.wire import sealed
+from tests.access.users import add_users, login
 from tests.intake.peer_engine import PeerEngine
 from tests.intake.sealing import REGISTRY, stored
 from tests.waiting import until
@@ -34,9 +35,10 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisSer
 
 @pytest.fixture
 def server(shared_server: RedisServer) -> RedisServer:
-    """The shared server, emptied."""
+    """The shared server, emptied, with the users that the product's processes have."""
     with connect(shared_server.url()) as client:
         client.flushall()
+    add_users(shared_server)
     return shared_server
 
 
@@ -56,7 +58,7 @@ def make_source(server: RedisServer) -> Iterator[MakeSource]:
     made: list[RedisStreams] = []
 
     def make(consumer: str = "host-1", *, lease_s: float = LEASE_S, **kwargs: Callable[[], float]) -> RedisStreams:
-        source = RedisStreams(connect(server.url()), consumer=consumer, lease_s=lease_s, **kwargs)
+        source = RedisStreams(connect(server.url(login=login("worker"))), consumer=consumer, lease_s=lease_s, **kwargs)
         made.append(source)
         return source
 
@@ -141,8 +143,8 @@ def start_host(
 
     def start(**settings: Any) -> Host:
         values: dict[str, Any] = {
-            "queue_url": server.url(),
-            "broker_url": server.broker_url(),
+            "queue_url": server.url(login=login("worker")),
+            "broker_url": server.broker_url(login=login("control")),
             "results_url": f"file://{results}/",
             "registry": registry_file,
             "engines": (engine.address,),

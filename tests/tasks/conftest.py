@@ -17,6 +17,7 @@ import pytest
 
 from infra import redis_server
 from infra.redis_server import RedisServer
+from tests.access.users import add_users, login
 from tests.intake.peer_engine import PeerEngine
 from tests.intake.sealing import REGISTRY
 from tests.waiting import until
@@ -31,8 +32,9 @@ COMMAND = [
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of the test's own, which it may kill."""
+    """A server of the test's own, which it may kill, with the users that the product's processes have."""
     server = redis_server.start(tmp_path / "redis", fsync="everysec")
+    add_users(server)
     yield server
     server.stop()
 
@@ -70,8 +72,8 @@ def environ(server: RedisServer, engine: PeerEngine, results: Path, tmp_path: Pa
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),
-        "MRGC_QUEUE_URL": server.url(),
-        "MRGC_BROKER_URL": server.broker_url(),
+        "MRGC_QUEUE_URL": server.url(login=login("worker")),
+        "MRGC_BROKER_URL": server.broker_url(login=login("control")),
         "MRGC_RESULTS_URL": f"file://{results}/",
         "MRGC_REGISTRY": str(registry),
         "MRGC_ENGINES": engine.address,

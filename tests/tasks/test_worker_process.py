@@ -14,6 +14,7 @@ from celery import Celery
 
 from infra import redis_server
 from infra.redis_server import RedisServer
+from tests.access.users import add_users
 from tests.intake.peer_engine import Outcomes, PeerEngine, result_of, serve_all
 from tests.intake.sealing import object_name, seal, stored
 from tests.tasks.conftest import REPOSITORY, StartWorker
@@ -132,6 +133,7 @@ def test_a_broker_restart_is_survived(
     engine.may_answer.set()
     until(lambda: "queue_unavailable" in worker.page("/readyz")[1], within_s=20, what="the outage is told")
     revived = redis_server.start(server.directory, fsync="everysec")
+    add_users(revived)
     try:
         wait_stored(client, results, jobs)
         worker.wait_ready()
