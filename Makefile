@@ -26,10 +26,10 @@ FILE ?=
 SECONDS ?= 60
 FUZZ_STAMP := .venv/.fuzz-done
 
-.PHONY: help setup models demo test faults fuzz lint type bench all clean
+.PHONY: help setup models demo image test faults fuzz lint type bench all clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 12
 
 setup: $(STAMP) ## Make .venv with everything that demo, test and bench need
 
@@ -49,6 +49,9 @@ models: $(STAMP) ## Lay out the pinned embedding model in .cache/models
 
 demo: models ## Run the main job on real texts, end to end; FILE=my.txt for your own
 	@$(BIN)/python -m infra.demo --models $(MODELS) $(if $(FILE),--file "$(FILE)")
+
+image: $(STAMP) ## Build the enclave image into build/, the same bytes every time
+	@./build.sh --out build
 
 test: models ## Run the whole test suite
 	@$(BIN)/python -m pytest

@@ -47,11 +47,12 @@ _DISCARD_BYTES: Final = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a peer may keep the enclave waiting."""
+    """How long a peer may keep the enclave waiting, and how much it is sent at once."""
 
     frame_s: float = 30.0  #: For the rest of a frame once its first byte is there, and for taking an answer.
     stranger_s: float = 30.0  #: For a peer without the token to ask something; the others may be silent for ever.
     json_s: float = LIFETIME_S  #: The same where strangers are served JSON: as long as an encrypt may be awaited.
+    write_bytes: int = frames.SLICE_BYTES  #: Longest single write; QEMU's vsock device never takes one over 64 KiB.
 
 
 class Budgets(NamedTuple):
@@ -110,7 +111,7 @@ class Connection:
     def refuse(self) -> None:
         """Tell the peer of a connection that cannot be served to come back later."""
         with suppress(OSError):
-            frames.send(self._sock, error_response("", 0, EnclaveBusy()))
+            self._send(error_response("", 0, EnclaveBusy()))
         self.close()
 
     def close(self) -> None:
@@ -143,7 +144,7 @@ class Connection:
         piece = bytearray(_DISCARD_BYTES)
         for start in range(0, length, _DISCARD_BYTES):
             frames.recv_exactly(self._sock, memoryview(piece)[: length - start])
-        frames.send(self._sock, [error_answer("", TooLargeError())])
+        self._send([error_answer("", TooLargeError())])
         self._allow(None)
         wipe(piece)
 
@@ -156,7 +157,7 @@ class Connection:
             self._allow(None)
             answer = self._answer(body)
             self._allow(self._limits.frame_s)
-            frames.send(self._sock, answer)
+            self._send(answer)
         finally:
             # Plaintexts: bodies to be sealed came in, opened jobs went out.
             for buffer in (body, *answer):
@@ -191,6 +192,9 @@ class Connection:
             # The class only: an exception's text may quote what it failed on.
             logger.error("operation failed: %s", type(error).__name__)
             return refuse(InternalError())
+
+    def _send(self, answer: list[Buffer]) -> None:
+        frames.send(self._sock, answer, slice_bytes=self._limits.write_bytes)
 
     def _allow(self, limit_s: float | None) -> None:
         self._deadline_s = None if limit_s is None else time.monotonic() + limit_s

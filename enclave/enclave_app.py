@@ -8,9 +8,12 @@ May import: the standard library, enclave, mrgc.wire.
 
 from __future__ import annotations
 
+import argparse
 import signal
 import socket
 import threading
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -29,6 +32,7 @@ from enclave.nsm import Nsm, NsmDevice
 from enclave.operations import Operations, Parts
 from enclave.server import MAX_CONNECTIONS, Server
 from mrgc.wire.addresses import PARENT_CID, VsockAddress, connect, listen
+from mrgc.wire.frames import SLICE_BYTES
 
 PORT: Final = 5_000  #: docs/spec.md §6, AF_VSOCK.
 #: The roots that may vouch for KMS; beside the code, so that the image's measurement covers them.
@@ -97,26 +101,33 @@ class Enclave:
             self._data_keys.sweep()
 
 
-def build(nsm: Nsm, dial: Dial, ca_file: str) -> Enclave:
+def build(nsm: Nsm, dial: Dial, ca_file: str, *, limits: Limits | None = None) -> Enclave:
     """Put an enclave together.
 
     Args:
         nsm: signs attestation documents.
         dial: opens a stream towards a KMS host; TLS, with the host's name, happens above it.
         ca_file: PEM roots that may vouch for KMS.
+        limits: of connections; None for the usual ones.
 
     Raises:
         NsmError: no first attestation document could be made.
     """
-    return Enclave(nsm, dial, ca_file)
+    return Enclave(nsm, dial, ca_file, limits=limits)
 
 
-def main() -> None:
-    """Serve on AF_VSOCK inside a Nitro Enclave until SIGTERM."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve on AF_VSOCK inside an enclave until SIGTERM.
+
+    Args:
+        argv: from the kernel's command line by way of enclave/init.py, so the image's measurement covers them.
+    """
+    options = _parser().parse_args(argv)
     harden()
     nsm = NsmDevice()
     _seed_kernel(nsm)
-    enclave = build(nsm, _dial_proxy, str(CA_FILE))
+    limits = Limits(write_bytes=options.write_bytes)
+    enclave = build(nsm, partial(_dial_proxy, options.parent_cid), str(CA_FILE), limits=limits)
 
     def stop(_signum: int, _frame: FrameType | None) -> None:
         enclave.stop()
@@ -126,9 +137,18 @@ def main() -> None:
     enclave.serve(listen(VsockAddress(socket.VMADDR_CID_ANY, PORT), backlog=MAX_CONNECTIONS))
 
 
-def _dial_proxy(host: str, timeout_s: float) -> socket.socket:
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="enclave_app", description="the enclave's application", allow_abbrev=False)
+    parser.add_argument("--parent-cid", type=int, default=PARENT_CID, help="CID of the parent (default: %(default)s)")
+    parser.add_argument(
+        "--write-bytes", type=int, default=SLICE_BYTES, help="longest single write to a vsock (default: %(default)s)"
+    )
+    return parser
+
+
+def _dial_proxy(parent_cid: int, host: str, timeout_s: float) -> socket.socket:
     # The parent's vsock-proxy moves bytes to `host`; it sees TLS, and may cut, delay or misdirect it, no more.
-    return connect(VsockAddress(PARENT_CID, proxy_port(host)), timeout_s=timeout_s)
+    return connect(VsockAddress(parent_cid, proxy_port(host)), timeout_s=timeout_s)
 
 
 def _seed_kernel(nsm: Nsm) -> None:

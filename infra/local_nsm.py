@@ -1,8 +1,8 @@
 """A software NSM for the one-machine stack and the tests: attestation documents under a throw-away root.
 
 The documents have the form of genuine ones (docs/spec.md §6, §7) and fail in production for one reason only: their
-root is not the pinned AWS root. Called by `infra.local_enclave` and tests. May import: the standard library, cbor2,
-cryptography, enclave.nsm, infra. Never copied into the enclave image.
+root is not the pinned AWS root. Called by `infra.local_enclave`, `infra.nsm_commands`, `infra.vm` and tests. May
+import: the standard library, cbor2, cryptography, enclave.nsm, infra. Never copied into the enclave image.
 """
 
 from __future__ import annotations
@@ -92,7 +92,28 @@ class LocalNsm:
         Raises:
             NsmError: a field is longer than the NSM signs.
         """
-        fields = {"public_key": public_key, "user_data": user_data, "nonce": nonce}
+        return self.document(self._pcrs, {"public_key": public_key, "user_data": user_data, "nonce": nonce})
+
+    @property
+    def module_id(self) -> str:
+        """Name of the module, as documents carry it."""
+        return self._module_id
+
+    @property
+    def pcrs(self) -> dict[int, bytes]:
+        """The registers that are fixed from boot."""
+        return dict(self._pcrs)
+
+    def document(self, pcrs: Mapping[int, bytes], fields: Mapping[str, bytes | None]) -> bytes:
+        """Sign a document over any registers: an NSM device has some that its guest extends.
+
+        Args:
+            pcrs: index → 48 bytes.
+            fields: public_key, user_data and nonce.
+
+        Raises:
+            NsmError: a field is longer than the NSM signs.
+        """
         for name, value in fields.items():
             if value is not None and len(value) > MAX_FIELD_BYTES:
                 raise NsmError(f"{name} is longer than {MAX_FIELD_BYTES} bytes")
@@ -103,7 +124,7 @@ class LocalNsm:
                 "module_id": self._module_id,
                 "digest": "SHA384",
                 "timestamp": int(now_s * 1000),
-                "pcrs": self._pcrs,
+                "pcrs": dict(pcrs),
                 "certificate": certificate,
                 "cabundle": cabundle,
                 **fields,

@@ -23,7 +23,7 @@ _FOREIGN_NAMES = (
     "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR",
 )  # fmt: skip
 #: Switches of the suite itself stay.
-_OWN_NAMES = ("MRGC_REQUIRE_SERVERS",)
+_OWN_NAMES = ("MRGC_REQUIRE_SERVERS", "MRGC_REQUIRE_VM")
 
 
 @pytest.fixture(scope="session", autouse=True)

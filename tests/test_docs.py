@@ -129,7 +129,7 @@ def test_every_metric_of_the_worker_is_documented() -> None:
 
 def test_every_shown_command_exists() -> None:
     """Make targets, modules and subcommands in shell blocks are there, with the options that are shown."""
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     subcommands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for words in commands():
         match words:
@@ -140,6 +140,9 @@ def test_every_shown_command_exists() -> None:
             case [command, name, *rest] if Path(command).name == "mrgc":
                 options = {option for parameter in subcommands[name].params for option in parameter.opts}
                 assert {word for word in rest if word.startswith("-") and word != "-"} <= options
+            case ["./build.sh", *rest]:
+                shown = {word for word in rest if word.startswith("-")} - {"--nitro-cli"}
+                assert shown <= {*re.findall(r'"(--[a-z-]+)"', (ROOT / "infra/eif/__main__.py").read_text("utf-8"))}
             case [".", _]:
                 pass
             case _:
