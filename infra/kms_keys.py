@@ -39,6 +39,8 @@ class Key:
     multi_region: bool
     description: str
     material: bytes = field(repr=False)
+    #: Of a replica: the region of the multi-Region key that it was made from. Empty: there is none.
+    primary_region: str = ""
 
     @property
     def key_id(self) -> str:
@@ -54,6 +56,22 @@ class Key:
     def account(self) -> str:
         """Return the account of the ARN."""
         return self.arn.split(":")[4]
+
+    @property
+    def primary_arn(self) -> str:
+        """Return the ARN that related multi-Region keys have in common: that of the key they were made from."""
+        return in_region(self.arn, self.primary_region or self.region)
+
+    def replica(self, region: str, *, policy: str, created_s: float, description: str) -> Key:
+        """Return a replica: the same key id and material, and everything else its own (AWS: KMS API, ReplicateKey)."""
+        return replace(
+            self,
+            arn=in_region(self.arn, region),
+            policy=policy,
+            created_s=created_s,
+            description=description,
+            primary_region=self.region,
+        )
 
     def parsed_policy(self) -> Policy:
         """Return the policy in the form that `infra.key_policy` evaluates."""
@@ -82,7 +100,14 @@ class Key:
 
     def _aad(self, context: Mapping[str, str]) -> bytes:
         """Bind ARN and context; JSON of sorted pairs is unambiguous whatever characters they hold."""
-        return json.dumps([self.arn, sorted(context.items())]).encode()
+        return json.dumps([self.primary_arn, sorted(context.items())]).encode()
+
+
+def in_region(arn: str, region: str) -> str:
+    """Return the ARN of the related key in another region."""
+    parts = arn.split(":")
+    parts[3] = region
+    return ":".join(parts)
 
 
 def key_id_of(blob: bytes) -> str:
@@ -104,15 +129,20 @@ class KeyStore:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._directory = directory
         self._lock = threading.Lock()
-        self._keys = {key.key_id: key for key in map(_read, sorted(directory.glob("*.json")))}
+        found = map(_read, sorted(directory.glob("*.json")))
+        self._keys = {(key.key_id, key.region): key for key in found}
 
     def create(self, key: Key) -> None:
         """Keep a new key; it exists once this returns."""
         self._store(key)
 
-    def get(self, key_id: str) -> Key | None:
-        """Return a key by id, or None."""
-        return self._keys.get(key_id)
+    def get(self, key_id: str, region: str) -> Key | None:
+        """Return a key by id and region, or None."""
+        return self._keys.get((key_id, region))
+
+    def related(self, key_id: str) -> list[Key]:
+        """Return the keys of an id: one, or a multi-Region key and its replicas, in the order of their regions."""
+        return [self._keys[name] for name in sorted(self._keys) if name[0] == key_id]
 
     def put_policy(self, key: Key, policy: str) -> None:
         """Replace a key's policy; the new one is in force, and on disk, once this returns."""
@@ -121,8 +151,9 @@ class KeyStore:
     def _store(self, key: Key) -> None:
         fields = asdict(key) | {"material": base64.b64encode(key.material).decode()}
         with self._lock:
-            replace_file(self._directory / f"{key.key_id}.json", json.dumps(fields).encode())
-            self._keys[key.key_id] = key
+            name = f"{key.key_id}.{key.region}.json" if key.primary_region else f"{key.key_id}.json"
+            replace_file(self._directory / name, json.dumps(fields).encode())
+            self._keys[key.key_id, key.region] = key
 
 
 def new_key_id(*, multi_region: bool) -> str:

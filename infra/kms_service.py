@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 from infra.key_policy import AccessRequest, PolicyError, is_allowed, parse_policy
 from infra.kms_keys import Key, KeyStore, key_id_of, new_key_id, new_material
+from infra.kms_metadata import ALGORITHM, key_metadata
 from infra.kms_recipient import Recipient, read_recipient
 from infra.kms_wire import KmsFault, Members, access_denied, invalid
 from infra.sigv4 import Caller
@@ -25,7 +26,6 @@ MAX_PLAINTEXT_BYTES: Final = 4_096
 MAX_CIPHERTEXT_BYTES: Final = 6_144
 MAX_RANDOM_BYTES: Final = 1_024
 
-_ALGORITHM: Final = "SYMMETRIC_DEFAULT"
 _KEY_SPEC_BYTES: Final = {"AES_256": 32, "AES_128": 16}
 
 Answer = Mapping[str, Any]
@@ -34,9 +34,12 @@ Answer = Mapping[str, Any]
 class KmsService:
     """One service over one key store. Safe for concurrent use."""
 
-    def __init__(self, store: KeyStore, root: Root, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, store: KeyStore, root: Root, *, regions: Collection[str], clock: Callable[[], float] = time.time
+    ) -> None:
         self._store = store
         self._root = root
+        self._regions = regions
         self._clock = clock
         self._operations: Mapping[str, Callable[[Members, Caller], Answer]] = {
             "CreateKey": self._create_key,
@@ -48,6 +51,7 @@ class KmsService:
             "GetKeyPolicy": self._get_key_policy,
             "ListGrants": self._list_grants,
             "PutKeyPolicy": self._put_key_policy,
+            "ReplicateKey": self._replicate_key,
         }
 
     def is_operation(self, name: str) -> bool:
@@ -66,7 +70,7 @@ class KmsService:
 
     def _create_key(self, members: Members, caller: Caller) -> Answer:
         members.ensure_only("Policy", "Description", "KeySpec", "KeyUsage", "MultiRegion", "Origin")
-        for name, literal in (("KeySpec", _ALGORITHM), ("KeyUsage", "ENCRYPT_DECRYPT"), ("Origin", "AWS_KMS")):
+        for name, literal in (("KeySpec", ALGORITHM), ("KeyUsage", "ENCRYPT_DECRYPT"), ("Origin", "AWS_KMS")):
             members.ensure_literal(name, literal)
         multi_region = members.flag("MultiRegion")
         key_id = new_key_id(multi_region=multi_region)
@@ -81,13 +85,33 @@ class KmsService:
         )
         _ensure_acceptable(key.policy, key, caller)
         self._store.create(key)
-        return {"KeyMetadata": _metadata(key)}
+        return {"KeyMetadata": self._metadata(key)}
+
+    def _replicate_key(self, members: Members, caller: Caller) -> Answer:
+        """Make a related key in another region. Other than AWS's, it is Enabled at once."""
+        members.ensure_only("KeyId", "ReplicaRegion", "Policy", "Description")
+        region = members.text("ReplicaRegion")
+        primary = self._key(members.text("KeyId"), caller)
+        _authorise("ReplicateKey", primary, caller)
+        if not primary.multi_region or primary.primary_region or region not in self._regions:
+            raise KmsFault("UnsupportedOperationException", "not a primary multi-Region key, or not a served region")
+        replica = primary.replica(
+            region,
+            policy=members.optional_text("Policy") or _owner_policy(caller.principal.arn),
+            created_s=self._clock(),
+            description=members.optional_text("Description") or "",
+        )
+        _ensure_acceptable(replica.policy, replica, caller)
+        if self._store.get(replica.key_id, region) is not None:
+            raise KmsFault("AlreadyExistsException", f"the key exists in {region}")
+        self._store.create(replica)
+        return {"ReplicaKeyMetadata": self._metadata(replica), "ReplicaPolicy": replica.policy}
 
     def _describe_key(self, members: Members, caller: Caller) -> Answer:
         members.ensure_only("KeyId")
         key = self._key(members.text("KeyId"), caller)
         _authorise("DescribeKey", key, caller)
-        return {"KeyMetadata": _metadata(key)}
+        return {"KeyMetadata": self._metadata(key)}
 
     def _get_key_policy(self, members: Members, caller: Caller) -> Answer:
         members.ensure_only("KeyId", "PolicyName")
@@ -117,22 +141,22 @@ class KmsService:
 
     def _encrypt(self, members: Members, caller: Caller) -> Answer:
         members.ensure_only("KeyId", "Plaintext", "EncryptionContext", "EncryptionAlgorithm")
-        members.ensure_literal("EncryptionAlgorithm", _ALGORITHM)
+        members.ensure_literal("EncryptionAlgorithm", ALGORITHM)
         context = members.context()
         plaintext = members.blob("Plaintext", highest=MAX_PLAINTEXT_BYTES)
         key = self._key(members.text("KeyId"), caller)
         _authorise("Encrypt", key, caller, context=context)
         blob = key.seal(plaintext, context)
-        return {"CiphertextBlob": blob, "KeyId": key.arn, "EncryptionAlgorithm": _ALGORITHM}
+        return {"CiphertextBlob": blob, "KeyId": key.arn, "EncryptionAlgorithm": ALGORITHM}
 
     def _decrypt(self, members: Members, caller: Caller) -> Answer:
         members.ensure_only("CiphertextBlob", "EncryptionContext", "KeyId", "EncryptionAlgorithm", "Recipient")
-        members.ensure_literal("EncryptionAlgorithm", _ALGORITHM)
+        members.ensure_literal("EncryptionAlgorithm", ALGORITHM)
         context = members.context()
         blob = members.blob("CiphertextBlob", highest=MAX_CIPHERTEXT_BYTES)
         recipient = self._recipient(members)
         made_under = _key_id_of(blob)
-        key = self._key(members.optional_text("KeyId") or self._arn_of(made_under), caller)
+        key = self._key(members.optional_text("KeyId") or self._arn_of(made_under, caller), caller)
         _authorise("Decrypt", key, caller, context=context, recipient=recipient)
         if key.key_id != made_under:
             raise KmsFault("IncorrectKeyException", "the ciphertext was made under another key")
@@ -140,7 +164,7 @@ class KmsService:
             plaintext = key.open(blob, context)
         except ValueError as err:
             raise KmsFault("InvalidCiphertextException", "") from err
-        return {"KeyId": key.arn, "EncryptionAlgorithm": _ALGORITHM, **_plaintext(plaintext, recipient)}
+        return {"KeyId": key.arn, "EncryptionAlgorithm": ALGORITHM, **_plaintext(plaintext, recipient)}
 
     def _generate_data_key(self, members: Members, caller: Caller) -> Answer:
         members.ensure_only("KeyId", "EncryptionContext", "KeySpec", "NumberOfBytes", "Recipient")
@@ -166,19 +190,22 @@ class KmsService:
 
     def _key(self, name: str, caller: Caller) -> Key:
         """Find a key by ARN, or by id in the caller's own account; aliases are not served."""
-        key = self._store.get(name.rpartition("/")[2])
+        key = self._store.get(name.rpartition("/")[2], caller.region)
         is_named = key is not None and (
             name == key.arn or (name == key.key_id and key.account == caller.principal.account)
         )
-        if key is None or not is_named or key.region != caller.region:
+        if key is None or not is_named:
             raise KmsFault("NotFoundException", f"Key '{name}' does not exist")
         return key
 
-    def _arn_of(self, key_id: str) -> str:
-        key = self._store.get(key_id)
+    def _arn_of(self, key_id: str, caller: Caller) -> str:
+        key = self._store.get(key_id, caller.region)
         if key is None:
             raise KmsFault("InvalidCiphertextException", "")
         return key.arn
+
+    def _metadata(self, key: Key) -> Answer:
+        return key_metadata(key, self._store.related(key.key_id))
 
 
 def _authorise(
@@ -242,22 +269,3 @@ def _plaintext(value: bytes, recipient: Recipient | None) -> Answer:
 def _owner_policy(principal: str) -> str:
     statement = {"Effect": "Allow", "Principal": {"AWS": principal}, "Action": "kms:*", "Resource": "*"}
     return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-
-
-def _metadata(key: Key) -> Answer:
-    return {
-        "AWSAccountId": key.account,
-        "Arn": key.arn,
-        "CreationDate": key.created_s,
-        "CustomerMasterKeySpec": _ALGORITHM,
-        "Description": key.description,
-        "Enabled": True,
-        "EncryptionAlgorithms": [_ALGORITHM],
-        "KeyId": key.key_id,
-        "KeyManager": "CUSTOMER",
-        "KeySpec": _ALGORITHM,
-        "KeyState": "Enabled",
-        "KeyUsage": "ENCRYPT_DECRYPT",
-        "MultiRegion": key.multi_region,
-        "Origin": "AWS_KMS",
-    }

@@ -65,7 +65,8 @@ class KmsServer(socketserver.ThreadingTCPServer):
         config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._tls = server_context(config.state, config.regions)
         self.config = config
-        self.service = KmsService(KeyStore(config.state / "keys"), load_root(config.nsm_root.read_bytes()))
+        root = load_root(config.nsm_root.read_bytes())
+        self.service = KmsService(KeyStore(config.state / "keys"), root, regions=config.regions)
         self._counts: Counter[str] = Counter()
         self._counts_lock = threading.Lock()
         super().__init__((config.host, config.port), KmsConnection)

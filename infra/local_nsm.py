@@ -32,6 +32,7 @@ from infra.nsm_chain import Issuer, SignerChain, make_root
 
 #: PCRs 0–15 are locked from boot and therefore in every document; AWS: nsm-api, docs/attestation_process.md.
 PCR_COUNT: Final = 16
+NO_REGION: Final = "one-machine"  #: Stands in certificates where genuine ones have an AWS region.
 
 _PROTECTED: Final = bytes.fromhex("a1013822")  # {1: -35}, ES384
 _COORDINATE_BYTES: Final = 48
@@ -64,12 +65,20 @@ def create_pki(directory: Path, *, module_id: str | None = None) -> None:
 class LocalNsm:
     """An NSM in software; implements `enclave.nsm.Nsm`. Safe for concurrent use."""
 
-    def __init__(self, directory: Path, pcrs: Mapping[int, bytes], *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        pcrs: Mapping[int, bytes],
+        *,
+        region: str = NO_REGION,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         """Load the signer of `create_pki` and fix the measurements.
 
         Args:
             directory: where `create_pki` wrote.
             pcrs: index → 48 bytes. The others are zero, except PCR4, which is the instance's unless given.
+            region: of the instance, as its certificates name it.
             clock: unix seconds; decides document timestamps and when certificates are reissued.
         """
         signer = json.loads((directory / _SIGNER_FILE).read_text())
@@ -78,7 +87,7 @@ class LocalNsm:
             cast(ec.EllipticCurvePrivateKey, load_pem_private_key(signer["key"].encode(), None)),
         )
         self._module_id: str = signer["module_id"]
-        self._chain = SignerChain(root, self._module_id)
+        self._chain = SignerChain(root, self._module_id, region)
         self._pcrs = _registers(pcrs, self._module_id)
         self._clock = clock
         self._lock = threading.Lock()

@@ -55,14 +55,14 @@ class Level:
 ROOT: Final = Level("local.nitro-enclaves", 30 * 365 * 24 * _HOUR_S, None)
 
 
-def levels(module_id: str) -> tuple[Level, ...]:
-    """Return the levels below the root for one module, issuer first and leaf last."""
+def levels(module_id: str, region: str) -> tuple[Level, ...]:
+    """Return the levels below the root for one module, issuer first and leaf last; names as in genuine chains."""
     instance = module_id.rpartition("-")[0]
     return (
-        Level("regional.local.nitro-enclaves", 20 * 24 * _HOUR_S, 2),
-        Level("zonal.regional.local.nitro-enclaves", 6 * 24 * _HOUR_S, 1),
-        Level(f"{instance}.local.nitro-enclaves", 24 * _HOUR_S, 0, signs_data=False),
-        Level(f"{module_id}.local.aws", 3 * _HOUR_S, None, is_ca=False, is_committing=True),
+        Level(f"{region}.nitro-enclaves", 20 * 24 * _HOUR_S, 2),
+        Level(f"zonal.{region}.nitro-enclaves", 6 * 24 * _HOUR_S, 1),
+        Level(f"{instance}.{region}.nitro-enclaves", 24 * _HOUR_S, 0, signs_data=False),
+        Level(f"{module_id}.{region}.aws", 3 * _HOUR_S, None, is_ca=False, is_committing=True),
     )
 
 
@@ -114,9 +114,9 @@ class SignerChain:
     `infra.local_nsm.LocalNsm` holds its lock.
     """
 
-    def __init__(self, root: Issuer, module_id: str) -> None:
+    def __init__(self, root: Issuer, module_id: str, region: str) -> None:
         self._root = root
-        self._levels = levels(module_id)
+        self._levels = levels(module_id, region)
         self._keys = [ec.generate_private_key(ec.SECP384R1()) for _ in self._levels]
         self._certificates: list[x509.Certificate | None] = [None] * len(self._levels)
 

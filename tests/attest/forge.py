@@ -21,6 +21,7 @@ from mrgc.attest.verify import Policy, VerifiedDocument, verify_enclave_document
 NOW_S: Final = 1_795_000_000
 NOW: Final = datetime.fromtimestamp(NOW_S, UTC)
 MODULE_ID: Final = "i-0123456789abcdef0-enc0123456789abcdef"
+REGION: Final = "us-east-1"
 ES384: Final = bytes.fromhex("a1013822")
 PCR0: Final = b"\x11" * 48
 #: The PCRs of a good document.
@@ -59,12 +60,12 @@ class Pki:
 def below_root(**changes: Level) -> list[Level]:
     """Return the levels below the root, some of them replaced by name."""
     names = ("regional", "zonal", "instance", "leaf")
-    return [changes.get(name, level) for name, level in zip(names, levels(MODULE_ID), strict=True)]
+    return [changes.get(name, level) for name, level in zip(names, levels(MODULE_ID, REGION), strict=True)]
 
 
 def level(name: str, **changes: Any) -> Level:
     """Return one genuine level with changed attributes."""
-    found = dict(zip(("regional", "zonal", "instance", "leaf"), levels(MODULE_ID), strict=True))
+    found = dict(zip(("regional", "zonal", "instance", "leaf"), levels(MODULE_ID, REGION), strict=True))
     return replace(found[name], **changes)
 
 

@@ -143,7 +143,23 @@ def test_key_material_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     (file,) = (tmp_path / "keys").iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
     assert "material" not in repr(key)
-    assert KeyStore(tmp_path / "keys").get(key.key_id) == key
+    assert KeyStore(tmp_path / "keys").get(key.key_id, "eu-west-1") == key
+
+
+def test_a_replica_is_a_file_of_its_own(tmp_path: Path) -> None:
+    """A multi-Region key and its replica share their id; both are there after a restart."""
+    store = KeyStore(tmp_path / "keys")
+    arn = f"arn:aws:kms:eu-west-1:111122223333:key/{new_key_id(multi_region=True)}"
+    key = Key(arn, "{}", created_s=1.0, multi_region=True, description="", material=new_material())
+    replica = key.replica("us-east-1", policy="{}", created_s=2.0, description="")
+    for each in (key, replica):
+        store.create(each)
+    store.put_policy(replica, '{"of": "the replica"}')
+    read = KeyStore(tmp_path / "keys")
+    assert read.get(key.key_id, "eu-west-1") == key
+    found = read.get(key.key_id, "us-east-1")
+    assert found is not None
+    assert (found.policy, found.material, found.primary_arn) == ('{"of": "the replica"}', key.material, arn)
 
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:

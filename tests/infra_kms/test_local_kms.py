@@ -58,6 +58,45 @@ def test_multi_region_keys_have_their_own_form_of_id(kms: Kms) -> None:
     assert created["MultiRegion"] is True
 
 
+def test_replicas_share_id_and_material_and_nothing_else(kms: Kms) -> None:
+    """What one region encrypts the other decrypts, by ARN or without; policies are each key's own."""
+    home, away = kms.client(ACME), kms.client(ACME, region_name="us-east-1")
+    primary = home.create_key(MultiRegion=True, Description="first")["KeyMetadata"]
+    made = home.replicate_key(KeyId=primary["KeyId"], ReplicaRegion="us-east-1", Description="second")
+    replica = made["ReplicaKeyMetadata"]
+    assert replica["Arn"] == primary["Arn"].replace(REGION, "us-east-1")
+    assert json.loads(made["ReplicaPolicy"]) == json.loads(
+        away.get_key_policy(KeyId=replica["Arn"], PolicyName="default")["Policy"]
+    )
+    described = home.describe_key(KeyId=primary["Arn"])["KeyMetadata"], replica
+    assert [each["MultiRegionConfiguration"]["MultiRegionKeyType"] for each in described] == ["PRIMARY", "REPLICA"]
+    for each in described:
+        configuration = each["MultiRegionConfiguration"]
+        assert configuration["PrimaryKey"] == {"Arn": primary["Arn"], "Region": REGION}
+        assert configuration["ReplicaKeys"] == [{"Arn": replica["Arn"], "Region": "us-east-1"}]
+    blob = home.encrypt(KeyId=primary["Arn"], Plaintext=b"x", EncryptionContext=JOB)["CiphertextBlob"]
+    for named in ({"KeyId": replica["Arn"]}, {}):
+        opened = away.decrypt(CiphertextBlob=blob, EncryptionContext=JOB, **named)
+        assert (opened["Plaintext"], opened["KeyId"]) == (b"x", replica["Arn"])
+    back = away.encrypt(KeyId=replica["Arn"], Plaintext=b"y")["CiphertextBlob"]
+    assert home.decrypt(CiphertextBlob=back)["Plaintext"] == b"y"
+    # A replica is found in its own region only.
+    assert code_of(home.decrypt, CiphertextBlob=blob, KeyId=replica["Arn"]) == "NotFoundException"
+
+
+def test_only_a_primary_key_is_replicated_and_once_per_region(kms: Kms) -> None:
+    """A key of one region, a replica, a region that is not served, and a second replica are refused."""
+    home, away = kms.client(ACME), kms.client(ACME, region_name="us-east-1")
+    single = home.create_key()["KeyMetadata"]["Arn"]
+    primary = home.create_key(MultiRegion=True)["KeyMetadata"]["Arn"]
+    assert code_of(home.replicate_key, KeyId=single, ReplicaRegion="us-east-1") == "UnsupportedOperationException"
+    assert code_of(home.replicate_key, KeyId=primary, ReplicaRegion="mars-1") == "UnsupportedOperationException"
+    assert code_of(kms.client(OTHER).replicate_key, KeyId=primary, ReplicaRegion="us-east-1") == "AccessDeniedException"
+    replica = home.replicate_key(KeyId=primary, ReplicaRegion="us-east-1")["ReplicaKeyMetadata"]["Arn"]
+    assert code_of(home.replicate_key, KeyId=primary, ReplicaRegion="us-east-1") == "AlreadyExistsException"
+    assert code_of(away.replicate_key, KeyId=replica, ReplicaRegion=REGION) == "UnsupportedOperationException"
+
+
 def test_encrypt_and_decrypt_are_inverse_under_one_context(kms: Kms) -> None:
     """A plaintext comes back under its key and context, and under no other."""
     client = kms.client(ACME)
