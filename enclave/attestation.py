@@ -11,17 +11,20 @@ cryptography, mrgc.attest, mrgc.errors, mrgc.wire.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from typing import Final, NamedTuple
 
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 
 from enclave.counters import Counters
 from enclave.nsm import Nsm, NsmError
 from mrgc.attest.cose import parse_sign1
-from mrgc.attest.document import Kind, parse_document
+from mrgc.attest.document import AttestationDocument, Kind, parse_document
 from mrgc.errors import AttestationError, KeyBusyError
 from mrgc.wire import strict_cbor
 from mrgc.wire.enclave_protocol import AttestRequest
@@ -33,11 +36,14 @@ MAX_DOCUMENT_AGE_S: Final = 110.0
 RENEWAL_S: Final = 45.0  #: Twice within the age limit, so that one failed renewal is not noticed.
 RETRY_S: Final = 5.0  #: After a failed renewal.
 RSA_BITS: Final = 2_048  #: What AWS's own SDK sends; KMS documents no other size.
+_LEAF_NAME: Final = re.compile(r"(?P<module>[^.]+)\.(?P<region>[a-z0-9-]{5,30})\.aws")
 
 
 class _Renewal(NamedTuple):
     document: bytes
     made_s: float
+    #: AWS region, empty if the document names none.
+    region: str
 
 
 class Clock:
@@ -92,6 +98,11 @@ class Attestation:
         renewal = self._renewal
         return renewal is not None and time.monotonic() - renewal.made_s <= MAX_DOCUMENT_AGE_S
 
+    @property
+    def region(self) -> str:
+        """The AWS region that this enclave runs in, as the newest document for KMS says; empty if it does not."""
+        return "" if self._renewal is None else self._renewal.region
+
     def kms_document(self) -> bytes:
         """Return the current document for KMS; it leaves the enclave only inside TLS to KMS.
 
@@ -135,17 +146,29 @@ class Attestation:
         user_data = strict_cbor.encode({"mrgc": 1, "use": use})
         try:
             made = self._nsm.attest(public_key=public_key, user_data=user_data, nonce=nonce)
-            self.clock.set(timestamp_s=_timestamp_ms(made) / 1_000, monotonic_s=started_s)
+            fields = _fields(made)
+            self.clock.set(timestamp_s=fields.timestamp_ms / 1_000, monotonic_s=started_s)
             failures = 0
         finally:
             elapsed_ms = round((time.monotonic() - started_s) * 1_000)
             self._counters.add(attestations=1, attestation_failures=failures, attestation_ms_total=elapsed_ms)
-        return _Renewal(made, started_s)
+        return _Renewal(made, started_s, region_of(fields))
 
 
-def _timestamp_ms(made: bytes) -> int:
+def region_of(document: AttestationDocument) -> str:
+    """Return the region in the leaf certificate's common name, `<module id>.<region>.aws`; empty for another form."""
+    try:
+        subject = x509.load_der_x509_certificate(document.certificate).subject
+        (name,) = (str(each.value) for each in subject.get_attributes_for_oid(NameOID.COMMON_NAME))
+    except ValueError:
+        return ""
+    found = _LEAF_NAME.fullmatch(name)
+    return found["region"] if found is not None and found["module"] == document.module_id else ""
+
+
+def _fields(made: bytes) -> AttestationDocument:
     # Not verified: the NSM is this enclave's own hardware, and a chain of its own making would prove nothing to it.
     try:
-        return parse_document(parse_sign1(made).payload, kind=Kind.ENCLAVE).timestamp_ms
+        return parse_document(parse_sign1(made).payload, kind=Kind.ENCLAVE)
     except AttestationError as error:
         raise NsmError("nsm made a document of another shape") from error

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import boto3.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from enclave import cms
+from enclave import cms, kms_regions
 from enclave.attestation import Attestation
 from enclave.credentials import CredentialStore, signer_session
 from enclave.key_cache import WrappedKey, wipe
-from enclave.kms_regions import Endpoint, endpoint
 from enclave.kms_transport import READ_TIMEOUT_S, Dial, KmsTransport
 from mrgc.errors import AuthenticationError, KeyAccessError, KeyBusyError, MrgcError
 from mrgc.wire.headers import MAX_EDK_BYTES
@@ -92,7 +92,7 @@ class KmsHandler:
         self._credentials = credentials
         self._transport = KmsTransport(dial, ca_file)
         self._lock = threading.Lock()
-        self._clients: dict[Endpoint, KMSClient] = {}
+        self._clients: dict[kms_regions.Endpoint, KMSClient] = {}
         self._has_answered = True
 
     @property
@@ -121,25 +121,41 @@ class KmsHandler:
     def decrypt(self, wrapped: WrappedKey) -> bytearray:
         """Have KMS decrypt a ciphertext of any plaintext length.
 
+        A multi-Region key whose own region gives no answer is asked for again in the region of this enclave.
+
         Returns:
             1..4,096 bytes, in a buffer that its owner zeroes.
 
         Raises:
             AuthenticationError, KeyAccessError, KeyBusyError: as `unwrap`.
         """
+        replica = kms_regions.replica(wrapped.key_arn, self._attestation.region)
+        if replica is None:
+            return self._decrypt(wrapped, wrapped.key_arn, limit_s=CALL_DEADLINE_S)
+        try:
+            return self._decrypt(wrapped, wrapped.key_arn, limit_s=CALL_DEADLINE_S / 2)
+        except KeyBusyError:
+            # There may be no such replica, and its policy is its own: only a key counts. A refusal is the key's that
+            # the job names, and that one has not answered.
+            with suppress(MrgcError):
+                return self._decrypt(wrapped, replica, limit_s=CALL_DEADLINE_S / 2)
+            raise
+
+    def _decrypt(self, wrapped: WrappedKey, key_arn: str, *, limit_s: float) -> bytearray:
         answer = self._call(
-            wrapped.key_arn,
+            key_arn,
             lambda kms, recipient: kms.decrypt(
-                KeyId=wrapped.key_arn,
+                KeyId=key_arn,
                 CiphertextBlob=wrapped.edk,
                 EncryptionContext=dict(wrapped.context),
                 EncryptionAlgorithm=_ALGORITHM,
                 Recipient=recipient,
             ),
+            limit_s=limit_s,
         )
         if answer.get("EncryptionAlgorithm") != _ALGORITHM:
             raise AuthenticationError
-        return self._open(answer, wrapped.key_arn)
+        return self._open(answer, key_arn)
 
     def make_key(self, key_arn: str, context: dict[str, str]) -> MadeKey:
         """Have KMS make a data key for this enclave.
@@ -152,6 +168,7 @@ class KmsHandler:
             lambda kms, recipient: kms.generate_data_key(
                 KeyId=key_arn, KeySpec="AES_256", EncryptionContext=context, Recipient=recipient
             ),
+            limit_s=CALL_DEADLINE_S,
         )
         edk = answer.get("CiphertextBlob")
         if type(edk) is not bytes or not 1 <= len(edk) <= MAX_EDK_BYTES:
@@ -167,15 +184,15 @@ class KmsHandler:
         self._transport.close()
 
     def _call(
-        self, key_arn: str, ask: Callable[[KMSClient, RecipientInfoTypeDef], Mapping[str, Any]]
+        self, key_arn: str, ask: Callable[[KMSClient, RecipientInfoTypeDef], Mapping[str, Any]], *, limit_s: float
     ) -> Mapping[str, Any]:
-        where = endpoint(key_arn)
+        where = kms_regions.endpoint(key_arn)
         if not self._credentials.are_valid(self._attestation.clock.now_s()):
             raise KeyBusyError("no unexpired credentials are held")
         document = self._attestation.kms_document()
         client = self._client(where)
         try:
-            with self._transport.deadline(CALL_DEADLINE_S):
+            with self._transport.deadline(limit_s):
                 answer = ask(client, {"KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256", "AttestationDocument": document})
         except (BotoCoreError, ClientError) as error:
             self._has_answered = isinstance(error, ClientError)
@@ -193,14 +210,14 @@ class KmsHandler:
             raise AuthenticationError
         return cms.open_enveloped(sealed_to_us, private_key=self._attestation.private_key)
 
-    def _client(self, where: Endpoint) -> KMSClient:
+    def _client(self, where: kms_regions.Endpoint) -> KMSClient:
         with self._lock:
             client = self._clients.get(where)
             if client is None:
                 client = self._clients[where] = self._make_client(where)
             return client
 
-    def _make_client(self, where: Endpoint) -> KMSClient:
+    def _make_client(self, where: kms_regions.Endpoint) -> KMSClient:
         options: dict[str, Any] = {
             "ignore_configured_endpoint_urls": True,
             "read_timeout": READ_TIMEOUT_S,

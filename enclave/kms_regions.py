@@ -67,6 +67,24 @@ def endpoint(key_arn: str) -> Endpoint:
     return Endpoint(match["region"], f"kms.{match['region']}.{_SUFFIXES[match['partition']]}")
 
 
+def replica(key_arn: str, region: str) -> str | None:
+    """Return the ARN that a multi-Region key's replica has in a region; None where it can have none.
+
+    AWS: KMS Developer Guide, "Multi-Region keys": related keys share id and key material, so what one has encrypted the
+    others decrypt; each has a policy of its own.
+
+    Args:
+        key_arn: matches `mrgc.wire.headers.KEY_ARN`.
+        region: another than the key's, of the same partition, that this image serves.
+    """
+    match = KEY_ARN.fullmatch(key_arn)
+    if match is None or not match["key"].startswith("mrk-") or region == match["region"]:
+        return None
+    if region not in PROXY_PORTS or _partition(region) != match["partition"]:
+        return None
+    return f"arn:{match['partition']}:kms:{region}:{match['account']}:key/{match['key']}"
+
+
 def proxy_port(host: str) -> int:
     """Return the vsock port on the parent whose proxy leads to `host`.
 

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import cbor2
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from enclave import attestation
-from enclave.attestation import Attestation, Clock
+from enclave.attestation import Attestation, Clock, region_of
 from enclave.counters import Counters
 from enclave.nsm import NsmError
 from infra.local_nsm import LocalNsm
@@ -20,7 +22,7 @@ from mrgc.attest.document import AttestationDocument, Kind, parse_document
 from mrgc.attest.verify import Policy, verify_enclave_document
 from mrgc.errors import KeyBusyError
 from mrgc.wire.enclave_protocol import AttestRequest, Use
-from tests.enclave.stack import PCR0, PCRS
+from tests.enclave.stack import PCR0, PCRS, REPOSITORY
 from tests.waiting import until
 
 
@@ -134,6 +136,30 @@ def test_a_thread_renews_the_document_and_outlives_failures(pki: Path, monkeypat
     stop.set()
     thread.join(10)
     assert counters.snapshot()["attestations"] >= 3
+
+
+@pytest.mark.parametrize("name", ["blocky-nitro-prod", "blocky-nitro-debug", "evervault-prod-signed-eif"])
+def test_a_genuine_document_names_its_region(name: str) -> None:
+    """What AWS signed in us-east-1 says so in the leaf certificate's name."""
+    made = REPOSITORY / "tests" / "vectors" / "attestation" / f"{name}.cbor"
+    assert region_of(fields(made.read_bytes())) == "us-east-1"
+
+
+@pytest.mark.parametrize("region", ["eu-west-1", "one-machine"])
+def test_an_enclave_knows_its_region_from_its_document(pki: Path, region: str) -> None:
+    """Nobody tells it; before the first document it knows none."""
+    made = Attestation(LocalNsm(pki, PCRS, region=region), Counters())
+    assert made.region == ""
+    made.renew()
+    assert made.region == region
+
+
+@pytest.mark.parametrize("change", [{"module_id": "i-0-enc0"}, {"certificate": b"none"}])
+def test_a_document_without_a_region_is_no_error(pki: Path, change: dict[str, Any]) -> None:
+    """A certificate of another form names no region, and nothing else depends on it."""
+    document = fields(LocalNsm(pki, PCRS, region="eu-west-1").attest(public_key=None, user_data=None, nonce=None))
+    assert region_of(document) == "eu-west-1"
+    assert region_of(dataclasses.replace(document, **change)) == ""
 
 
 def test_a_document_of_another_shape_is_an_nsm_error(pki: Path) -> None:
