@@ -228,7 +228,10 @@ def test_a_call_that_waits_too_long_in_line_is_busy_and_leaves_no_plaintext(
         until(lambda: len(rig.kms.requests) == 2, within_s=10, what="both lanes to be taken")
         assert rig.caller.decrypt(b"ciphertext", ARN, "third", tenant="slow") == error("key_busy", "third")
         assert rig.caller.encrypt(b"x", ARN, "third") == error("unknown_request", "third")
+        rig.kms.script = [refusal("AccessDeniedException")]
         rig.kms.hang_up()
         for thread in callers:
             thread.join(20)
             assert not thread.is_alive()
+    # Nobody waits for the three calls any more, but they go on: two are tried again, the third is made.
+    until(lambda: len(rig.kms.requests) == 5, within_s=20, what="every call to have its answer")
