@@ -13,13 +13,14 @@ import urllib.request
 from collections.abc import Callable
 from typing import Final
 
-from infra import provision, redis_server
+from infra import provision, queue_access, redis_server
 from infra.provision import Stack
 from infra.redis_server import Fsync
 from infra.supervisor import Part
 from mrgc.errors import MrgcError
 from mrgc.wire import enclave_protocol, frames
 from mrgc.wire.addresses import connect, parse_address
+from worker import redis_users
 
 PROBE_S: Final = 5.0
 #: Longer than the intake's own drain (MRGC_DRAIN_S), so that a drain ends by itself.
@@ -36,7 +37,10 @@ def environment(**settings: str) -> dict[str, str]:
 
 def redis(stack: Stack, *, fsync: Fsync = "always") -> Part:
     """Describe the queue; with "everysec" a crash of the machine may lose what it confirmed in the last second."""
-    command = redis_server.command(stack.directory / "redis", binary=None, port=stack.ports["redis"], fsync=fsync)
+    acl_file = queue_access.write_acl_file(stack.directory, stack.tenants)
+    command = redis_server.command(
+        stack.directory / "redis", binary=None, port=stack.ports["redis"], fsync=fsync, acl_file=acl_file
+    )
     return Part("redis", tuple(command), environment(), lambda: listens(stack.ports["redis"]))
 
 
@@ -97,7 +101,7 @@ def worker(stack: Stack) -> Part:
     """Describe the Celery worker with its intake."""
     env = environment(
         MRGC_QUEUE_URL=stack.queue_url,
-        MRGC_BROKER_URL=f"redis://127.0.0.1:{stack.ports['redis']}/1",
+        MRGC_BROKER_URL=stack.redis_url(redis_users.CONTROL, database=1),
         MRGC_RESULTS_URL=stack.results_url,
         MRGC_REGISTRY=str(stack.registry),
         MRGC_ENGINES=stack.engine,

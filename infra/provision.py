@@ -21,12 +21,14 @@ from typing import Any, Final, Literal
 import boto3
 from botocore.config import Config
 
+from infra import queue_access
 from infra.durable_file import replace_file
 from infra.kms_config import KmsConfig, Principal, write_config
 from infra.local_enclave import pcrs
 from infra.sqs_api import ACCOUNT
 from mrgc.policy import key_policy
 from mrgc.wire.queue_urls import parse_sqs
+from worker import redis_users
 from worker.sources.sqs_layout import LEAST_RECEIVES
 
 REGION: Final = "eu-west-1"
@@ -68,10 +70,21 @@ class Stack:
 
     @property
     def queue_url(self) -> str:
-        """MRGC_QUEUE_URL: the Redis database of the tenants' streams, or the tenants' queues at the local SQS."""
-        if self.queue == "sqs":
-            return f"{self.sqs_endpoint}/{ACCOUNT}/mrgc-{{tenant}}"
-        return f"redis://127.0.0.1:{self.ports['redis']}/0"
+        """MRGC_QUEUE_URL of the worker: Redis with the tenants' streams, or the tenants' queues at the local SQS."""
+        return self.sqs_url if self.queue == "sqs" else self.redis_url(redis_users.WORKER)
+
+    @property
+    def sqs_url(self) -> str:
+        """The tenants' queues at the local SQS."""
+        return f"{self.sqs_endpoint}/{ACCOUNT}/mrgc-{{tenant}}"
+
+    def redis_url(self, user: str, database: int = 0) -> str:
+        """Return the URL of the Redis as one of its users has it; database 0 holds the queues, 1 is Celery's."""
+        return f"redis://{queue_access.login(self.directory, user)}127.0.0.1:{self.ports['redis']}/{database}"
+
+    def tenant_queue_url(self, tenant: str) -> str:
+        """MRGC_QUEUE_URL of a tenant."""
+        return self.sqs_url if self.queue == "sqs" else self.redis_url(redis_users.TENANT_PREFIX + tenant)
 
     @property
     def sqs_endpoint(self) -> str:
@@ -150,7 +163,7 @@ def queues(stack: Stack) -> None:
         aws_access_key_id=ANYBODY["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=ANYBODY["AWS_SECRET_ACCESS_KEY"],
     )
-    template = parse_sqs(stack.queue_url)
+    template = parse_sqs(stack.sqs_url)
     with contextlib.closing(sqs):
         for tenant in stack.tenants:
             dead_url = sqs.create_queue(QueueName=template.dead(tenant).rpartition("/")[2])["QueueUrl"]
@@ -236,7 +249,7 @@ def _exports(stack: Stack, tenant: str, key_arn: str) -> str:
     settings = {
         "MRGC_TENANT": tenant,
         "MRGC_KEY_ARN": key_arn,
-        "MRGC_QUEUE_URL": stack.queue_url,
+        "MRGC_QUEUE_URL": stack.tenant_queue_url(tenant),
         "MRGC_RESULTS_URL": stack.results_url,
         "MRGC_MODEL": _models(stack)[0]["name"],
         "MRGC_STATE": str(stack.directory / "state" / tenant),

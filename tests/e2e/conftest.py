@@ -44,8 +44,8 @@ class RunningStack:
 
     @cached_property
     def redis(self) -> redis.Redis[bytes]:
-        """The queue's database."""
-        return redis.Redis.from_url(self.layout.queue_url, socket_timeout=10)
+        """The queue's database, as its operator sees it."""
+        return redis.Redis.from_url(self.layout.redis_url("operator"), socket_timeout=10)
 
     def env(self, tenant: str) -> dict[str, str]:
         """The shell exports of one tenant."""

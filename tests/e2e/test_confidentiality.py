@@ -24,7 +24,7 @@ JOBS = 120
 @pytest.fixture(scope="module")
 def events(stack: RunningStack) -> Iterator[list[str]]:
     """Everything that Celery's event stream carries while the module runs, as text."""
-    app = Celery(broker=f"redis://127.0.0.1:{stack.layout.ports['redis']}/1")
+    app = Celery(broker=stack.layout.redis_url("operator", database=1))
     app.conf.broker_transport_options = {"global_keyprefix": "ctl:"}
     seen: list[str] = []
     stopping = threading.Event()

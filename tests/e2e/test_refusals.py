@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import redis
 
 from infra import provision
 from infra.local_nsm import create_pki
@@ -161,3 +162,15 @@ def test_a_copy_of_another_tenants_job_neither_runs_nor_touches_its_result(stack
     assert stack.dead_letter_of(sealed, "acme")["reason"] == "not_admitted"
     assert stack.objects() == before
     assert not list((stack.directory / "results" / "globex" / outcome.job.id).glob("*.refused"))
+
+
+def test_a_tenants_file_opens_its_own_queue_and_nothing_else(stack: RunningStack) -> None:
+    """What `up` hands to a tenant is that tenant's user; without a password the Redis answers nobody."""
+    with redis.Redis.from_url(stack.env("acme")["MRGC_QUEUE_URL"], socket_timeout=10) as acme:
+        with pytest.raises(redis.ResponseError, match="permissions"):
+            acme.xadd("q:globex", {"job": b"x"})
+        with pytest.raises(redis.ResponseError, match="permissions"):
+            acme.xrange("q:acme")
+    port = stack.layout.ports["redis"]
+    with redis.Redis(port=port, socket_timeout=10) as anybody, pytest.raises(redis.AuthenticationError):
+        anybody.ping()

@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
+from infra import queue_access
 from infra.local import read_env
 from infra.local_enclave import REPOSITORY
 from mrgc.client import Client
@@ -145,7 +146,8 @@ class FaultStack:
     @cached_property
     def broker(self) -> RedisBroker:
         """The broker, past the proxy."""
-        return RedisBroker(f"redis://127.0.0.1:{self._ports['redis']}/0")
+        login = queue_access.login(self.directory, "operator")
+        return RedisBroker(f"redis://{login}127.0.0.1:{self._ports['redis']}/0")
 
     @property
     def models(self) -> Path:
@@ -243,10 +245,10 @@ class FaultStack:
             )
 
     def _alterations(self) -> Alterations:
-        through = f"redis://127.0.0.1:{self.broker_proxy.port}"
+        through = f"127.0.0.1:{self.broker_proxy.port}"
         worker = {
-            "MRGC_QUEUE_URL": f"{through}/0",
-            "MRGC_BROKER_URL": f"{through}/1",
+            "MRGC_QUEUE_URL": f"redis://{queue_access.login(self.directory, 'worker')}{through}/0",
+            "MRGC_BROKER_URL": f"redis://{queue_access.login(self.directory, 'control')}{through}/1",
             "MRGC_LEASE_S": str(LEASE_S),
             "MRGC_MAX_BATCH_JOBS": str(BATCH_JOBS),
             "MRGC_MAX_INFLIGHT_JOBS": "128",
