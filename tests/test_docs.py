@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -147,6 +148,30 @@ def test_every_shown_command_exists() -> None:
                 pass
             case _:
                 pytest.fail(f"no check for the shown command {shlex.join(words)}")
+
+
+def claims() -> set[tuple[str, str]]:
+    """Return which test file says that it proves which statement of the threat model."""
+    found = set()
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        for node in (module, *module.body):
+            if isinstance(node, ast.Module | ast.FunctionDef):
+                claim = re.match(r"Statement ([0-9]+)\b", ast.get_docstring(node) or "")
+                if claim is not None:
+                    found.add((claim[1], str(path.relative_to(ROOT / "tests"))))
+    return found
+
+
+def test_every_statement_of_the_threat_model_names_its_tests() -> None:
+    """Each of the twelve has tests that say so, and docs/threat-model.md lists their files and no others."""
+    text = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    statements = re.findall(r"^([0-9]+)\. ", text.split("## Twelve statements")[1], re.MULTILINE)
+    assert statements == [str(number) for number in range(1, 13)]
+    rows = re.findall(r"^\| ([0-9]+) \| (.*?) \|", text.split("## Which tests prove them")[1], re.MULTILINE)
+    assert [number for number, _ in rows] == statements
+    listed = {(number, file) for number, files in rows for file in re.findall(r"`(\S+)`", files)}
+    assert listed == claims()
 
 
 def test_celery_is_shown_with_the_application_that_exists() -> None:

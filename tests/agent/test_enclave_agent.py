@@ -298,7 +298,7 @@ def test_latency_success_connections_and_state_can_be_read_from_a_scrape(
 def test_the_process_exports_counters_logs_no_secret_and_ends_on_sigterm(
     enclave: RunningEnclave, kms: Kms, tmp_path: Path, unused_tcp_port: int
 ) -> None:
-    """`python -m worker.enclave_agent` serves Prometheus, keeps secrets out of its log, and stops at once."""
+    """Statement 8: the agent's process serves Prometheus, keeps secrets out of its log, and stops at once."""
     token_file = tmp_path / "token"
     settings = {
         "MRGC_ENCLAVE": f"unix:{enclave.path}",

@@ -43,7 +43,7 @@ def test_the_forged_chain_is_good_when_nothing_is_changed() -> None:
     ],
 )
 def test_a_bundle_out_of_order_is_refused(pki: Pki, change: Callable[[list[bytes]], list[bytes]]) -> None:
-    """The bundle is taken in its order, whole, or not at all; more in test_mutants."""
+    """Statement 6: the bundle is taken in its order, whole, or not at all; more in test_mutants."""
     with pytest.raises(UntrustedChain):
         accept(document(pki, cabundle=change(pki.der[:-1])), pki)
 
@@ -53,7 +53,7 @@ def test_a_bundle_out_of_order_is_refused(pki: Pki, change: Callable[[list[bytes
     [("leaf", 3 * 3600, 3 * 3600 + 60), ("instance", 600, 700), ("zonal", 600, 700), ("regional", 600, 700)],
 )
 def test_any_expired_certificate_ends_the_chain(name: str, lifetime_s: int, age_s: int) -> None:
-    """Every certificate must be valid, not only the leaf."""
+    """Statement 6: every certificate must be valid, not only the leaf."""
     changed = {name: level(name, lifetime_s=lifetime_s)}
     pki = make_pki(below_root(**changed), issued_s=NOW_S - age_s)
     refused(pki)

@@ -67,7 +67,7 @@ def test_production_documents_verify_and_say_what_was_recorded(genuine: dict[str
 
 
 def test_a_nitrotpm_document_verifies_as_such_and_never_as_an_enclaves(genuine: dict[str, Genuine]) -> None:
-    """The indefinite-length NitroTPM document of 2026 verifies as NitroTPM only."""
+    """Statement 6: the indefinite-length NitroTPM document of 2026 verifies as NitroTPM only."""
     each = genuine[TPM]
     verified = verify_nitrotpm_document(each.data, root=aws_root(), at=each.at, policy=ARCHIVED)
     assert type(verified) is VerifiedTpmDocument
@@ -78,13 +78,13 @@ def test_a_nitrotpm_document_verifies_as_such_and_never_as_an_enclaves(genuine: 
 
 @pytest.mark.parametrize("name", [PROD, DEBUG, SIGNED])
 def test_an_enclave_document_never_verifies_as_nitrotpm(genuine: dict[str, Genuine], name: str) -> None:
-    """No enclave document passes for a NitroTPM one."""
+    """Statement 6: no enclave document passes for a NitroTPM one."""
     with pytest.raises(DocumentKindError):
         verify_nitrotpm_document(genuine[name].data, root=aws_root(), at=genuine[name].at, policy=ARCHIVED)
 
 
 def test_a_debug_document_is_refused_unless_asked_for(genuine: dict[str, Genuine]) -> None:
-    """A debug enclave is refused even by a policy that pins only its real PCR4; diagnosis may ask for it."""
+    """Statement 6: a debug enclave is refused even where only its real PCR4 is pinned; diagnosis may ask."""
     pcr4 = bytes.fromhex(genuine[DEBUG].facts["pcrs"]["4"])
     with pytest.raises(DebugDocument):
         verify(genuine[DEBUG], Policy(pcrs={4: pcr4}, nonce=None, max_age_s=None))

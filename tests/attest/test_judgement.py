@@ -116,7 +116,7 @@ def test_ages_within_the_bounds_are_accepted(pki: Pki, age_s: int) -> None:
 
 
 def test_a_needed_public_key_must_be_rsa_in_der(pki: Pki) -> None:
-    """Mutant 24: absent, not SPKI, not RSA, too short, or followed by a byte."""
+    """Statement 6: a public key absent, not SPKI, not RSA, too short, or followed by a byte (mutant 24)."""
     needed = Policy(pcrs={}, nonce=None, max_age_s=300, require_public_key=True)
     good = spki(rsa.generate_private_key(65537, 2048))
     short = spki(rsa.generate_private_key(65537, 1024))  # noqa: S505 - the point
@@ -146,7 +146,7 @@ def test_a_time_without_zone_is_refused(pki: Pki) -> None:
 
 
 def test_a_nitrotpm_document_is_never_an_enclaves(pki: Pki) -> None:
-    """Mutant 22, under one root: each kind passes its own verifier and fails the other's."""
+    """Statement 6: under one root each kind passes its own verifier and fails the other's (mutant 22)."""
     module = "i-0123456789abcdef0-tpm0000000000000000"
     tpm = make_pki(below_root(leaf=level("leaf", common_name=f"{module}.local.aws")))
     data = document(tpm, module_id=module, pcrs=ABSENT, nitrotpm_pcrs=REGISTERS)

@@ -231,7 +231,7 @@ def test_standard_input_is_a_file_too(nsm_pki: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", JUDGED)
 def test_a_mutant_ends_with_3_and_its_class(pki: Pki, tmp_path: Path, name: str) -> None:
-    """Statement 6, at the command line: what the verifier refuses, the command refuses with the same class."""
+    """Statement 6: at the command line, what the verifier refuses, the command refuses with the same class."""
     mutant = MUTANTS[name]
     case = mutant.case(pki)
     root = tmp_path / "root.pem"

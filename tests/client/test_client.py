@@ -53,7 +53,7 @@ def test_texts_arrive_sealed_in_order_and_open_with_the_wrapped_key(client: Clie
 
 
 def test_no_text_is_readable_in_the_queue_or_in_the_state_folder(client: Client, tenant: Tenant) -> None:
-    """A canary text appears in no message and in no file that the client writes."""
+    """Statement 12: a canary text appears in no message and in no file that the client writes."""
     client.submit(["canary-91a7"])
     client.close()
     stored = [value for fields in tenant.peer.messages() for value in fields.values()]
@@ -263,7 +263,7 @@ def test_results_are_yielded_as_they_come_and_each_job_once(client: Client, tena
 def test_anothers_result_in_ones_place_is_refused_and_mates_are_not(
     client: Client, tenant: Tenant, other_tenant: Tenant
 ) -> None:
-    """Results swapped between jobs or tenants, and rubbish, are refused one by one."""
+    """Statement 2: results swapped between jobs or tenants, and rubbish, are refused one by one."""
     submitted = client.submit(["a", "b", "c", "d", "e"], items_per_job=1)
     jobs = tenant.peer.jobs()
     with Client.from_env(other_tenant.env()) as other:
@@ -301,7 +301,7 @@ def test_the_key_arn_is_the_configured_one_not_the_recorded_one(client: Client, 
 
 
 def test_a_result_below_the_jobs_floor_is_refused(client: Client, tenant: Tenant) -> None:
-    """A job that demanded tier 1 has no acceptable result of tier 0."""
+    """Statement 5: a job that demanded tier 1 has no acceptable result of tier 0."""
     client.submit(["hello"], options=JobOptions(MODEL, floor=1))
     job = tenant.peer.jobs()[-1]
     with pytest.raises(ResultRefused, match="floor"):

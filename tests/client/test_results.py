@@ -70,7 +70,7 @@ def test_each_field_of_the_comparison_refuses_alone(changes: dict[str, Any], fie
 
 
 def test_the_results_of_two_jobs_cannot_be_swapped() -> None:
-    """The authentic result of one job is refused for another of the same tenant, key and epoch."""
+    """Statement 2: the authentic result of one job is refused for another of the same tenant, key and epoch."""
     with pytest.raises(ResultRefused, match="in job"):
         read(seal_result(draft_of(make_job()), OK_BODY, data_key=KEY))
 
@@ -110,7 +110,7 @@ def test_a_busy_kms_is_not_a_refused_result() -> None:
 
 @given(index=st.integers(0, len(RESULT) - 1), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_refused(index: int, bit: int) -> None:
-    """No bit of prefix, header, body or tag can change."""
+    """Statement 2: no bit of prefix, header, body or tag can change."""
     damaged = bytearray(RESULT)
     damaged[index] ^= 1 << bit
     with pytest.raises(ResultRefused):

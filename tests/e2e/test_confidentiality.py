@@ -1,10 +1,11 @@
-"""Threat model statement 8 and the promise of docs/architecture.md §1: where plaintext and keys are, and are not."""
+"""Where plaintext and keys are, and are not: the promise of docs/architecture.md §1, in a whole stack."""
 
 from __future__ import annotations
 
 import base64
 import secrets
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from celery import Celery
 
 from infra import process_memory, provision
 from mrgc.client import Client
+from mrgc.payloads import JobOptions
 from mrgc.submitted import SubmittedJob
 from tests.e2e.conftest import SERVE_S, RunningStack
 from tests.waiting import until
@@ -56,6 +58,27 @@ def plant(client: Client) -> tuple[bytes, list[SubmittedJob]]:
     return canary.encode(), jobs
 
 
+def plant_failures(client: Client, canary: bytes) -> None:
+    """Send jobs with the canary that end in errors: refused before opening, not authentic, and failed afterwards."""
+    text, options = canary.decode(), JobOptions(client.settings.model)
+    forged = client.seal([text], options)
+    refused = [client.seal([text], JobOptions(client.settings.model, floor=1)), forged[:-1] + bytes([forged[-1] ^ 1])]
+    failed = client.seal([text + " word" * 600], options)
+    outcomes = client.wait(client.send([*refused, failed]), timeout_s=SERVE_S)
+    assert {outcome.code for outcome in outcomes} == {"trust_floor", "auth", "input_too_long"}
+
+
+def pages(stack: RunningStack) -> str:
+    """Return what worker and agent tell whoever asks them over HTTP."""
+    paths = {"worker": ("metrics", "healthz", "readyz"), "agent": ("metrics",)}
+    texts = []
+    for part, names in paths.items():
+        for name in names:
+            with urllib.request.urlopen(f"http://127.0.0.1:{stack.layout.ports[part]}/{name}", timeout=10) as answer:
+                texts.append(answer.read().decode())
+    return "\n".join(texts)
+
+
 def spellings(secret: bytes) -> list[bytes]:
     """The forms in which a secret could be written down; base64 less its ends, which depend on the neighbours."""
     return [secret, secret.hex().encode(), base64.b64encode(secret)[4:-4]]
@@ -80,9 +103,13 @@ def holders(directory: Path, needles: list[bytes]) -> list[str]:
 
 @pytest.mark.timeout(180)
 def test_no_canary_no_data_key_and_no_token_leaves_engine_and_enclave(stack: RunningStack, events: list[str]) -> None:
-    """Neither the Celery process, Redis, the logs, the store nor Celery's events hold plaintext, data key or token."""
+    """Statement 8: neither the Celery process, Redis, logs, metrics, store nor Celery's events hold plaintext or key.
+
+    Nor the token; and jobs that end in an error leave no more behind than those that are served.
+    """
     with stack.client("acme") as client:
         canary, jobs = plant(client)
+        plant_failures(client, canary)
     data_key = data_key_of(stack, jobs[0])
     token = stack.layout.token_file.read_bytes()
     secrets_of_the_run = {"canary": canary, "data key": data_key, "token": token}
@@ -94,7 +121,10 @@ def test_no_canary_no_data_key_and_no_token_leaves_engine_and_enclave(stack: Run
     needles = [spelling for secret in secrets_of_the_run.values() for spelling in spellings(secret)]
     for folder in ("redis", "logs", "results", "kms", "state"):
         assert holders(stack.directory / folder, needles) == [], folder
-    assert not any(needle in event.encode() for event in events for needle in needles)
+    told = [*events, pages(stack)]
+    assert not any(needle in text.encode() for text in told for needle in needles)
+    assert "mrgc_enclave_jobs_opened_total" in told[-1]
+    assert "mrgc_jobs_served_total" in told[-1]
     # The searches can find: the intake holds its registry, and the store what is public of a result.
     assert process_memory.find(stack.pid("worker"), [jobs[0].key_arn.encode()])
     assert len(holders(stack.directory / "results", [jobs[0].job])) == 1
@@ -102,7 +132,7 @@ def test_no_canary_no_data_key_and_no_token_leaves_engine_and_enclave(stack: Run
 
 @pytest.mark.timeout(180)
 def test_the_engine_holds_no_data_key(stack: RunningStack) -> None:
-    """Plaintext is in the engine for the length of a batch; data keys never are."""
+    """Statement 8: plaintext is in the engine for the length of a batch; data keys never are."""
     with stack.client("globex") as client:
         _, jobs = plant(client)
     assert process_memory.find(stack.pid("engine"), spellings(data_key_of(stack, jobs[0]))) == {}

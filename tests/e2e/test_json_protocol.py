@@ -180,7 +180,7 @@ def test_errors_have_the_one_shape_and_the_connection_goes_on(stack: JsonStack) 
 
 
 def test_no_wrapped_data_key_comes_back(stack: JsonStack) -> None:
-    """Threat statement 8: sent as a bare payload, the wrapped key of a sealed job is refused, and the job is served."""
+    """Statement 8: sent as a bare payload, the wrapped key of a sealed job is refused, and the job is served."""
     with stack.running.client("acme") as client, stack.parent() as parent:
         submitted = client.submit(["a text"])
         edk = base64.b64encode(submitted[0].edk).decode()

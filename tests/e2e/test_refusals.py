@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import redis
@@ -18,12 +19,13 @@ from mrgc.payloads import JobOptions
 from mrgc.waiting import Outcome
 from mrgc.wire import enclave_protocol, frames
 from mrgc.wire.addresses import connect, parse_address
-from mrgc.wire.sealed import JobDraft, seal_job
+from mrgc.wire.sealed import JobDraft, parse_job, seal_job
 from tests.e2e.conftest import SERVE_S, RunningStack
+from tests.forged_jobs import rewritten
 from tests.waiting import until
 
 
-def seal_under(stack: RunningStack, tenant: str, context: dict[str, str]) -> bytes:
+def seal_under(stack: RunningStack, tenant: str, context: dict[str, str], **changes: Any) -> bytes:
     """Seal a job whose data key KMS wrapped under `context`, though its header claims the proper one."""
     env = stack.env(tenant)
     kms = provision.kms(stack.layout, tenant)
@@ -41,7 +43,7 @@ def seal_under(stack: RunningStack, tenant: str, context: dict[str, str]) -> byt
         created=created,
         expires=created + 600,
     )
-    return seal_job(draft, b'{"inputs":["x"]}', data_key=data_key["Plaintext"])
+    return seal_job(draft._replace(**changes), b'{"inputs":["x"]}', data_key=data_key["Plaintext"])
 
 
 def send_among_mates(client: Client, sealed: bytes) -> tuple[Outcome, list[Outcome]]:
@@ -66,7 +68,7 @@ def test_a_data_key_of_another_context_opens_nothing(stack: RunningStack, contex
 
 
 def test_a_trust_floor_above_the_enclaves_tier_is_refused_not_ignored(stack: RunningStack) -> None:
-    """A job with floor 1 ends as trust_floor; nothing of it is released."""
+    """Statement 5: a job with floor 1 ends as trust_floor; nothing of it is released."""
     with stack.client("acme") as client:
         sealed = client.seal(["secret"], JobOptions(client.settings.model, floor=1))
         bad, mates = send_among_mates(client, sealed)
@@ -113,7 +115,7 @@ def _restart_enclave(stack: RunningStack) -> None:
 
 @pytest.mark.timeout(150)
 def test_documents_under_a_foreign_root_obtain_no_data_key(stack: RunningStack) -> None:
-    """An enclave whose documents chain to another root gets no key; with its own root again, jobs are served."""
+    """Statement 6: an enclave under a foreign root gets no key; with its own root again, jobs are served."""
     with foreign_root(stack), stack.client("acme") as client:
         sealed = client.seal(["secret"], JobOptions(client.settings.model))
         (outcome,) = client.wait(client.send([sealed]), timeout_s=SERVE_S)
@@ -123,7 +125,7 @@ def test_documents_under_a_foreign_root_obtain_no_data_key(stack: RunningStack) 
 
 
 def test_a_connection_without_the_token_gets_nothing_but_health(stack: RunningStack) -> None:
-    """Whoever opens the enclave's socket without its token learns its health, and no_token for all else."""
+    """Statement 11: without its token the enclave's socket gives its health, and no_token for all else."""
     with stack.client("acme") as client:
         sealed = client.seal(["secret"], JobOptions(client.settings.model))
     wrong = enclave_protocol.Hello(bytes(32), json=False)
@@ -141,7 +143,7 @@ def test_a_connection_without_the_token_gets_nothing_but_health(stack: RunningSt
 
 
 def test_a_queue_entry_that_is_no_sealed_job_is_dead_lettered_with_a_reason(stack: RunningStack) -> None:
-    """Garbage, an empty entry and a Celery message end in the dead-letter stream; the next job is served."""
+    """Statement 7: garbage, an empty entry, a Celery message are dead-lettered; the next job is served."""
     before = len(stack.dead_letters("acme"))
     celery_message = json.dumps({"body": "gAJ9cQAu", "headers": {"task": "celery.starmap"}, "properties": 5}).encode()
     for fields in ({b"job": b"not a sealed job"}, {b"other": b"x"}, {b"job": celery_message}, {b"ref": b"\xff"}):
@@ -152,7 +154,7 @@ def test_a_queue_entry_that_is_no_sealed_job_is_dead_lettered_with_a_reason(stac
 
 
 def test_a_copy_of_another_tenants_job_neither_runs_nor_touches_its_result(stack: RunningStack) -> None:
-    """Globex's job on acme's stream is refused at admission, with no trace in globex's part of the store."""
+    """Statement 1: globex's job on acme's stream is refused, with no trace in globex's part of the store."""
     with stack.client("globex") as client:
         sealed = client.seal(["secret"], JobOptions(client.settings.model))
         (outcome,) = client.wait(client.send([sealed]), timeout_s=SERVE_S)
@@ -174,3 +176,33 @@ def test_a_tenants_file_opens_its_own_queue_and_nothing_else(stack: RunningStack
     port = stack.layout.ports["redis"]
     with redis.Redis(port=port, socket_timeout=10) as anybody, pytest.raises(redis.AuthenticationError):
         anybody.ping()
+
+
+def test_what_another_tenant_makes_of_a_job_never_touches_its_result(stack: RunningStack) -> None:
+    """Statement 1: of globex's job acme gets errors, whatever it claims; under globex's job id, its own result."""
+    with stack.client("globex") as client:
+        sealed = client.seal(["secret"], JobOptions(client.settings.model))
+        (outcome,) = client.wait(client.send([sealed]), timeout_s=SERVE_S)
+    assert outcome.state == "ok"
+    before = stack.objects()
+    own = seal_under(stack, "acme", {"mrgc:tenant": "acme", "mrgc:use": "job"}, job=outcome.job.job)
+    acme = parse_job(own).header
+    claimed = {"tenant": "acme", "context": acme.context, "key_arn": acme.key_arn}
+    forged = {
+        "auth": [rewritten(sealed, **claimed), rewritten(sealed, **claimed, edk=acme.edk)],
+        "not_admitted": [
+            rewritten(sealed, tenant="acme", context=acme.context),
+            rewritten(sealed, key_arn=acme.key_arn),
+            rewritten(sealed, **claimed, result="s3://globex-results/globex/"),
+        ],
+    }
+    for code, jobs in forged.items():
+        for job in jobs:
+            stack.redis.xadd("q:acme", {b"job": job})
+            assert stack.dead_letter_of(job, "acme")["reason"] == code
+    with stack.client("acme") as client:
+        (served,) = client.wait(client.send([own]), timeout_s=SERVE_S)
+    assert served.state == "ok"
+    after = stack.objects()
+    assert [name for name in after if name not in before] == [f"acme/{outcome.job.id}/{served.job.request.hex()}.mrgc"]
+    assert {name: after[name] for name in before} == before

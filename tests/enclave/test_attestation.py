@@ -68,7 +68,7 @@ def test_the_document_for_kms_has_the_rsa_key_and_says_so(pki: Path) -> None:
 
 @pytest.mark.parametrize("use", list(Use))
 def test_a_callers_document_never_has_the_rsa_key(pki: Path, use: Use) -> None:
-    """The caller chooses the nonce and one of two uses, nothing else."""
+    """Statement 11: the caller chooses the nonce and one of two uses, nothing else."""
     made = Attestation(LocalNsm(pki, PCRS), Counters())
     found = fields(made.statement(AttestRequest(b"n" * 16, use)))
     assert found.user_data is not None

@@ -30,7 +30,7 @@ def test_a_job_opens_and_its_result_comes_back_for_the_tenant_alone(caller: Call
 def test_a_result_header_repeats_the_job_and_takes_nothing_from_the_parent_but_its_claims(
     caller: Caller, kms: Kms
 ) -> None:
-    """Identity comes from the authenticated AAD, tier and time from the enclave, the rest is what the parent says."""
+    """Statement 11: identity comes from the AAD, tier and time from the enclave, the rest from the parent."""
     job = kms.data_key().job()
     (sealed,) = caller.seal([seal_request(caller.open_one(job), job)])
     assert isinstance(sealed, memoryview)
@@ -44,7 +44,7 @@ def test_a_result_header_repeats_the_job_and_takes_nothing_from_the_parent_but_i
 
 
 def test_every_job_has_its_own_outcome_in_order(caller: Caller, kms: Kms) -> None:
-    """Bad jobs between good ones get their codes, and the good ones their plaintexts, in order."""
+    """Statement 10: bad jobs between good ones get their codes, and the good ones their plaintexts, in order."""
     key, now = kms.data_key(), int(time.time())
     flipped = bytearray(key.job())
     flipped[-1] ^= 1
@@ -74,7 +74,7 @@ def test_public_refusals_cost_no_kms_call(caller: Caller, kms: Kms) -> None:
 
 @pytest.mark.parametrize("part", ["prefix", "header", "body", "tag"])
 def test_a_flipped_bit_anywhere_never_opens(caller: Caller, kms: Kms, part: str) -> None:
-    """A flipped bit is bad_format where form breaks, otherwise it is refused with a code that reveals no cause."""
+    """Statement 2: a flipped bit is bad_format where form breaks, otherwise a code that reveals no cause."""
     key = kms.data_key()
     good = key.job(b"x" * 40)
     aad_bytes = len(parse_job(good).aad)
@@ -97,7 +97,7 @@ def test_a_flipped_bit_anywhere_never_opens(caller: Caller, kms: Kms, part: str)
 
 
 def test_edk_context_commit_and_tag_share_one_code(caller: Caller, kms: Kms) -> None:
-    """Nothing tells a wrong wrapped key from a wrong context, commitment or tag."""
+    """Statement 10: nothing tells a wrong wrapped key from a wrong context, commitment or tag."""
     key = kms.data_key()
     altered_context = {**key.context, "note": "other"}
     good = key.job()
@@ -111,6 +111,8 @@ def test_edk_context_commit_and_tag_share_one_code(caller: Caller, kms: Kms) -> 
         kms.data_key().job(edk=key.edk, key_arn=key.key_arn),
     ]
     assert caller.open_codes(batch) == ["auth"] * 5
+    # One shape as well: the code, and nothing beside it.
+    assert caller.ask(open_batch_request(9, batch)).header["outcomes"] == [{"code": "auth"}] * 5
 
 
 def test_a_data_key_of_another_use_or_tenant_is_refused(caller: Caller, kms: Kms) -> None:
@@ -152,7 +154,7 @@ def test_one_kms_call_serves_a_key_for_opening_and_sealing(caller: Caller, kms: 
 
 
 def test_sealing_needs_a_ticket_of_this_job(caller: Caller, kms: Kms) -> None:
-    """A ticket is bound to the request and the whole header, and to nothing that the parent may choose."""
+    """Statement 11: a ticket is bound to the request and the whole header, to nothing of the parent's choice."""
     key = kms.data_key()
     job, other = key.job(), key.job()
     opened, opened_other = caller.open_one(job), caller.open_one(other)
@@ -172,7 +174,7 @@ def test_sealing_needs_a_ticket_of_this_job(caller: Caller, kms: Kms) -> None:
 
 
 def test_a_ticket_of_another_boot_is_refused(caller: Caller, kms: Kms, reboot: RunningEnclave) -> None:
-    """After a restart nothing is sealed for jobs that only the previous boot has opened."""
+    """Statement 11: after a restart nothing is sealed for jobs that only the previous boot has opened."""
     job = kms.data_key().job()
     opened = caller.open_one(job)
     with reboot.serving() as second:

@@ -116,7 +116,7 @@ def test_a_defect_in_unwrapping_reaches_nobody_but_as_internal() -> None:
 
 
 def test_a_tenants_keys_wait_in_its_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While one tenant's calls hang, they hold its own lanes only: another tenant's key comes at once."""
+    """Statement 9: while one tenant's calls hang, they hold its own lanes only: another tenant's key comes at once."""
     monkeypatch.setattr(data_keys, "KEY_WAIT_S", 0.3)
     gate = Gate()
 

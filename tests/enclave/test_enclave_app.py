@@ -42,7 +42,7 @@ print("stopped", flush=True)
 
 
 def test_a_hardened_enclave_dumps_no_core_and_ends_on_sigterm(tmp_path: Path, pki: Path, kms: Kms) -> None:
-    """The process has no core limit to raise, is not dumpable, serves, and stops cleanly with peers connected."""
+    """Statement 8: the process has no core limit to raise, is not dumpable, serves, and stops cleanly."""
     path = tmp_path / "e.sock"
     command = [sys.executable, "-W", "error", "-c", PROGRAM, str(pki), str(kms.ca), str(path)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:

@@ -8,19 +8,9 @@ from typing import Any
 import pytest
 
 from mrgc.errors import AuthenticationError, MrgcError
-from mrgc.wire import strict_cbor
 from mrgc.wire.sealed import open_result, parse_job, parse_result
 from tests.enclave.stack import Caller, DataKey, Kms, seal_request
-
-PREFIX_BYTES = 12
-
-
-def rewritten(sealed: bytes, **changes: Any) -> bytes:
-    """Replace header fields of a job, None removing one, and leave body and tag as they are."""
-    parsed = parse_job(sealed)
-    fields = parsed.header.to_map() | changes
-    header = strict_cbor.encode({name: value for name, value in fields.items() if value is not None})
-    return sealed[:6] + len(header).to_bytes(2, "big") + sealed[8:PREFIX_BYTES] + header + bytes(parsed.ciphertext)
+from tests.forged_jobs import rewritten
 
 
 @pytest.fixture(scope="module")

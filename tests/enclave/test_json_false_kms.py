@@ -114,7 +114,7 @@ FOREIGN = [
 
 @pytest.mark.parametrize("changes", [*FOREIGN, {"EncryptionAlgorithm": None}], ids=",".join)
 def test_a_bare_plaintext_comes_only_in_an_answer_of_kms_own_shape(rig: Rig, changes: dict[str, Any]) -> None:
-    """Threat statement 3: a Plaintext, another key, or no ciphertext for this enclave gives nothing."""
+    """Statement 3: a Plaintext, another key, or no ciphertext for this enclave gives nothing."""
     rig.says(KEY, **changes)
     assert rig.caller.decrypt(b"ciphertext", ARN) == error("auth")
     assert rig.caller.encrypt(b"x", ARN) == error("unknown_request")
@@ -126,7 +126,7 @@ def test_a_bare_plaintext_comes_only_in_an_answer_of_kms_own_shape(rig: Rig, cha
     ids=",".join,
 )
 def test_a_standalone_key_comes_only_in_an_answer_of_kms_own_shape(rig: Rig, changes: dict[str, Any]) -> None:
-    """Threat statement 3: nothing is sealed under a key that came in the clear, of another key, or without its edk."""
+    """Statement 3: nothing is sealed under a key that came in the clear, of another key, or without its edk."""
     rig.says(b"a plaintext")
     plaintext_of(rig.caller.decrypt(b"ciphertext", ARN))
     rig.says(KEY, **changes)
@@ -172,7 +172,7 @@ def test_a_region_outside_the_image_is_not_dialled(rig: Rig) -> None:
 
 
 def test_a_kms_under_another_authority_is_not_spoken_to(tmp_path: Path, pki: Path, kms: Kms) -> None:
-    """Threat statement 3: with a wrong CA nothing is sent, the path is busy, and health says so."""
+    """Statement 3: with a wrong CA nothing is sent, the path is busy, and health says so."""
 
     class Misled:
         """The real KMS, and the CA of another one."""
@@ -195,7 +195,7 @@ def test_a_kms_under_another_authority_is_not_spoken_to(tmp_path: Path, pki: Pat
 
 
 def test_one_tenants_calls_are_within_its_budget(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who floods KMS under one tenant's name, with either action, is told key_busy; another tenant is served."""
+    """Statement 9: who floods KMS under one tenant's name is told key_busy; another tenant is served."""
     monkeypatch.setattr(kms_budget, "BURST_CALLS", 3.0)
     monkeypatch.setattr(kms_budget, "CALLS_PER_S", 0.0)
     rig.says(KEY)

@@ -88,7 +88,7 @@ def test_the_type_of_a_result_says_whether_its_bytes_are_json(
 
 
 def test_a_sealed_job_meets_every_check_of_a_batch(caller: JsonCaller, kms: Kms) -> None:
-    """Form, time, floor, receipt, tag, commitment, key policy: the same codes as open_batch, and nothing pending."""
+    """Statement 5: floor, form, time, receipt, tag, commitment, policy: the codes of open_batch, none pending."""
     key, now = kms.data_key(), int(time.time())
     good = key.job()
     flipped = good[:-1] + bytes([good[-1] ^ 1])
@@ -148,7 +148,7 @@ def test_a_bare_plaintext_has_any_length_that_kms_takes(caller: JsonCaller, kms:
 def test_a_wrapped_data_key_as_a_bare_payload_is_refused_by_kms_itself(
     caller: JsonCaller, kms: Kms, key_arn: str, use: str
 ) -> None:
-    """Threat statement 8: the enclave asks under use = payload, and KMS finds that the key was not wrapped so."""
+    """Statement 8: the enclave asks under use = payload, and KMS finds that the key was not wrapped so."""
     key = kms.data_key(key_arn=key_arn, context={"mrgc:tenant": "acme", "mrgc:use": use})
     before = kms.stats()
     assert caller.decrypt(key.edk, key_arn) == error("auth")
@@ -209,7 +209,7 @@ def payload(request: pytest.FixtureRequest, kms: Kms, key_arn: str) -> bytes:
 
 
 def test_an_encrypt_without_its_decrypt_seals_nothing(caller: JsonCaller, kms: Kms, key_arn: str) -> None:
-    """Threat statement 11: nothing is sealed that was not opened here, whatever a caller names; KMS is not asked."""
+    """Statement 11: nothing is sealed that was not opened here, whatever a caller names; KMS is not asked."""
     before = kms.stats().get("GenerateDataKey", 0)
     assert caller.encrypt(b"x", key_arn) == error("unknown_request")
     assert kms.stats().get("GenerateDataKey", 0) == before
@@ -294,7 +294,7 @@ def requests_of(key: DataKey) -> list[dict[str, Any]]:
 
 
 def test_without_the_first_hellos_consent_a_stranger_gets_nothing(enclave: RunningEnclave, kms: Kms) -> None:
-    """Threat statement 11: before any hello and after one with json = 0, every action is no_token, health too."""
+    """Statement 11: before any hello and after one with json = 0, every action is no_token, health too."""
     requests = requests_of(kms.data_key())
     with enclave.caller() as agent, JsonCaller(enclave.path) as stranger:
         for _ in range(2):
@@ -318,7 +318,7 @@ def test_a_hello_with_the_token_opens_the_protocol_to_its_own_connection(enclave
 
 
 def test_a_json_first_hello_gives_strangers_no_binary_operation(caller: JsonCaller, enclave: RunningEnclave) -> None:
-    """The JSON protocol's consent is for the JSON protocol."""
+    """Statement 11: the JSON protocol's consent is for the JSON protocol."""
     caller.health()
     with enclave.caller() as stranger:
         for op in ("open_batch", "seal_batch", "metrics", "credentials", "attest"):
@@ -438,7 +438,7 @@ def test_a_defect_tells_its_class_to_the_log_and_nothing_to_the_caller(
 
 
 def test_neither_payload_nor_key_is_logged(caller: JsonCaller, kms: Kms, caplog: pytest.LogCaptureFixture) -> None:
-    """Threat statement 8: a canary plaintext and its data key appear in no log line, success or failure."""
+    """Statement 8: a canary plaintext and its data key appear in no log line, success or failure."""
     key = kms.data_key()
     job = key.job(b"canary-plaintext")
     # From here on: the tenant's own KMS client, in this process, logs its data key.

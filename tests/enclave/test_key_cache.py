@@ -27,7 +27,7 @@ def test_the_identity_is_the_hash_of_arn_context_and_wrapped_key() -> None:
 
 
 def test_use_does_not_extend_a_keys_life() -> None:
-    """A key dies 300 s after KMS's answer, however often it is used."""
+    """Statement 9: a key dies 300 s after KMS's answer, however often it is used."""
     cache = KeyCache()
     cache.put("acme", identity(1), KEY, uses=1, answered_s=100.0)
     for now_s in (100.0, 250.0, 399.9):
@@ -87,7 +87,7 @@ def test_a_key_that_leaves_is_zeroed(way: str) -> None:
 
 
 def test_a_tenant_over_its_quota_loses_its_own_least_used_key() -> None:
-    """The quota evicts the tenant's own least recently used entry, and nobody else's."""
+    """Statement 9: the quota evicts the tenant's own least recently used entry, and nobody else's."""
     cache = KeyCache()
     cache.put("globex", identity(999), KEY, uses=0, answered_s=0.0)
     for number in range(MAX_PER_TENANT):
@@ -100,7 +100,7 @@ def test_a_tenant_over_its_quota_loses_its_own_least_used_key() -> None:
 
 
 def test_a_full_cache_turns_the_newcomer_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One tenant cannot evict another's key, even when the whole cache is full."""
+    """Statement 9: one tenant cannot evict another's key, even when the whole cache is full."""
     monkeypatch.setattr(key_cache, "MAX_ENTRIES", 3)
     cache = KeyCache()
     for tenant in ("a", "b", "c", "d"):

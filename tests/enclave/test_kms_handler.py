@@ -170,7 +170,7 @@ def test_nothing_of_the_environment_moves_the_endpoint_or_the_credentials(
     ids=",".join,
 )
 def test_an_answer_that_is_not_kms_own_is_refused(rig: Rig, changes: dict[str, Any]) -> None:
-    """A Plaintext, a missing or foreign ciphertext, another key or algorithm, a key of another length: auth."""
+    """Statement 3: a Plaintext, a missing or foreign ciphertext, another key, algorithm or length: auth."""
     assert type(rig.error(rig.good(**changes))) is AuthenticationError
     assert len(rig.server.requests) == 1
 
@@ -293,7 +293,7 @@ def test_a_dripping_peer_is_cut_at_the_deadline(rig: Rig, monkeypatch: pytest.Mo
 def test_a_certificate_of_another_authority_is_refused_without_a_retry(
     server: FaultyKms, attestation: Attestation, kms: Any
 ) -> None:
-    """The wrong CA ends the call at the first dial; not a byte of the request is sent."""
+    """Statement 3: the wrong CA ends the call at the first dial; not a byte of the request is sent."""
     rig = Rig(server, attestation, ca=kms.ca)
     assert type(rig.error(rig.good())) is KeyBusyError
     assert len(server.dials) == 1
@@ -302,7 +302,7 @@ def test_a_certificate_of_another_authority_is_refused_without_a_retry(
 
 
 def test_a_certificate_of_another_host_is_refused(tmp_path: Path, attestation: Attestation) -> None:
-    """A server with a good certificate for another region is not this region's KMS."""
+    """Statement 3: a server with a good certificate for another region is not this region's KMS."""
     with FaultyKms(tmp_path, ("us-east-1",)) as server:
         rig = Rig(server, attestation)
         assert type(rig.error(rig.good())) is KeyBusyError

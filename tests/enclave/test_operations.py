@@ -36,7 +36,7 @@ GUARDED: dict[str, list[Buffer]] = {
 
 @pytest.mark.parametrize("op", GUARDED)
 def test_without_a_token_nothing_is_served(enclave: RunningEnclave, op: str) -> None:
-    """Before the first hello, after it, and after a wrong one, a stranger gets no_token for every guarded op."""
+    """Statement 11: before a hello, after it and after a wrong one, strangers get no_token for guarded ops."""
     with enclave.caller() as stranger:
         assert stranger.code(GUARDED[op]) == "no_token"
         with enclave.caller() as agent:
@@ -49,7 +49,7 @@ def test_without_a_token_nothing_is_served(enclave: RunningEnclave, op: str) -> 
 
 
 def test_attest_is_open_before_the_first_hello_only(enclave: RunningEnclave) -> None:
-    """Whoever locks the enclave may look at its document first; afterwards it takes the token."""
+    """Statement 11: whoever locks the enclave may look at its document first; afterwards it takes the token."""
     with enclave.caller() as stranger, enclave.caller() as agent:
         assert stranger.code(ATTEST) is None
         agent.hello()
@@ -100,7 +100,7 @@ def test_one_of_many_first_hellos_sets_the_token(enclave: RunningEnclave) -> Non
 def test_a_malformed_request_is_bad_format_and_the_connection_goes_on(
     caller: Caller, op: str, header: dict[str, object], blobs: list[bytes]
 ) -> None:
-    """Missing, unknown, mistyped and out-of-range keys cost one answer; claims of the caller's own are no keys."""
+    """Statement 11: unknown keys, such as a caller's own claims, and mistyped ones cost one answer."""
     answered = caller.ask(frames.encode(op, 77, header, blobs))
     assert (answered.op, answered.id, answered.header, answered.blobs) == (op, 77, {"code": "bad_format"}, [])
     assert caller.health().hello
@@ -165,7 +165,7 @@ def test_wrong_credentials_are_the_fleets_fault(caller: Caller, kms: Kms) -> Non
 def test_a_false_kms_opens_nothing(
     tmp_path: Path, pki: Path, kms: Kms, lie: Callable[[str, str], dict[str, str]]
 ) -> None:
-    """A KMS under an accepted certificate that makes up a data key, well formed or in the clear, opens no job."""
+    """Statement 3: a KMS under an accepted certificate that makes up a data key in any form opens no job."""
     key = kms.data_key()
     with FaultyKms(tmp_path) as false, RunningEnclave(tmp_path / "f.sock", LocalNsm(pki, PCRS), false) as running:
         public_key = running.inner._attestation.private_key.public_key()
@@ -191,7 +191,7 @@ class FailingNsm(LocalNsm):
 def test_an_answer_carries_a_code_and_no_text(
     tmp_path: Path, pki: Path, kms: Kms, failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever fails inside, the answer is `internal` and nothing more, the log names a class, the connection lives."""
+    """Statement 8: whatever fails inside, the answer is `internal`, the log names a class, no text gets out."""
     nsm = FailingNsm(pki, PCRS)
     with RunningEnclave(tmp_path / "f.sock", nsm, kms) as running, running.serving() as caller:
         nsm.failure = failure

@@ -58,7 +58,7 @@ def test_a_connection_that_breaks_framing_is_closed_and_no_other(enclave: Runnin
 
 
 def test_a_stranger_may_send_only_small_frames(enclave: RunningEnclave) -> None:
-    """Before its hello a peer cannot make the enclave hold more than 4 KiB; with the token it can."""
+    """Statement 10: before its hello a peer cannot make the enclave hold more than 4 KiB; with the token it can."""
     with enclave.caller() as stranger, enclave.caller() as engine:
         stranger.sock.sendall(struct.pack(">I", MAX_STRANGER_FRAME_BYTES + 1))
         assert stranger.is_closed()
@@ -68,7 +68,7 @@ def test_a_stranger_may_send_only_small_frames(enclave: RunningEnclave) -> None:
 
 @pytest.mark.parametrize("sent", [b"\x00", b"\x00\x00\x00", struct.pack(">II", 1_000, 1) + b"\xa0"])
 def test_a_half_sent_frame_is_cut_at_its_deadline(impatient: RunningEnclave, sent: bytes) -> None:
-    """From its first byte on, a frame has one deadline, token or not."""
+    """Statement 10: from its first byte on, a frame has one deadline, token or not."""
     with impatient.serving() as engine, impatient.caller() as stranger:
         for peer in (engine, stranger):
             peer.sock.sendall(sent)
@@ -77,7 +77,7 @@ def test_a_half_sent_frame_is_cut_at_its_deadline(impatient: RunningEnclave, sen
 
 
 def test_a_dripped_frame_is_cut_all_the_same(impatient: RunningEnclave) -> None:
-    """A byte now and then does not extend the deadline."""
+    """Statement 10: a byte now and then does not extend the deadline."""
     with impatient.serving() as engine:
         engine.sock.sendall(struct.pack(">I", 10_000))
         until(lambda: _drip(engine.sock), within_s=10, what="the connection to be cut")
@@ -108,7 +108,7 @@ def test_a_peer_that_takes_no_answer_is_cut(impatient: RunningEnclave, kms: Kms)
 
 
 def test_connections_are_bounded_and_strangers_make_room(enclave: RunningEnclave) -> None:
-    """At the bound a newcomer is told busy and the oldest stranger leaves, so that the next one gets in."""
+    """Statement 10: at the bound a newcomer is told busy and the oldest stranger leaves, for the next one."""
     strangers = [enclave.caller() for _ in range(MAX_CONNECTIONS)]
     until(lambda: strangers[-1].health().connections == MAX_CONNECTIONS, within_s=10, what="all to be accepted")
     with enclave.caller() as refused:

@@ -48,7 +48,7 @@ def test_a_ticket_is_the_hmac_that_the_specification_writes(monkeypatch: pytest.
     ],
 )
 def test_a_ticket_is_bound_to_everything_that_sealing_relies_on(opening: Opening, job: dict[str, Any]) -> None:
-    """Another tier, session, host, request or header makes the ticket worthless."""
+    """Statement 11: another tier, session, host, request or header makes the ticket worthless."""
     tickets = Tickets()
     ticket = tickets.issue(OPEN_PARENT, **JOB, now_s=1.0)
     with pytest.raises(TicketError):

@@ -112,7 +112,7 @@ def test_its_socket_file_is_for_its_user_and_group(calm_engine: EngineProcess) -
 
 
 def test_it_can_leave_no_core_file(calm_engine: EngineProcess) -> None:
-    """A crash writes no plaintext to disk."""
+    """Statement 8: a crash writes no plaintext to disk."""
     limits = Path(f"/proc/{calm_engine.process.pid}/limits").read_text()
     assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
 
@@ -274,7 +274,7 @@ def test_connections_beyond_the_bound_are_turned_away(calm_engine: EngineProcess
 
 
 def test_its_logs_hold_no_text_and_no_key(engine: EngineProcess, host: Host) -> None:
-    """Lines are JSON with allowed fields; a payload, its error and the token never appear."""
+    """Statement 8: lines are JSON with allowed fields; a payload, its error and the token never appear."""
     canary = "canary-text-of-a-tenant"
     with Intake(engine.path) as intake:
         intake.run(

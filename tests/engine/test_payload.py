@@ -126,7 +126,7 @@ def test_cbor_elements_that_are_not_text_are_kept() -> None:
 
 
 def test_a_million_empty_values_are_refused_before_they_are_allocated() -> None:
-    """A payload cannot make the engine build a thousand times its own size."""
+    """Statement 10: a payload cannot make the engine build a thousand times its own size."""
     with pytest.raises(PayloadError):
         parse(b'{"inputs": [' + b"[]," * 1_000_000 + b"1]}")
     with pytest.raises(PayloadError):

@@ -12,8 +12,10 @@ import safetensors.numpy
 from mrgc.errors import EnclaveBusy, EnclaveUnreachable, MrgcError, TicketError
 from mrgc.wire.enclave_protocol import Opened, SealRequest
 from mrgc.wire.headers import SAFETENSORS_TYPE
+from mrgc.wire.sealed import parse_job
 from mrgc.wire.strict_cbor import Buffer
 from tests.engine.host import MODEL, Host
+from tests.forged_jobs import rewritten
 from worker.engine import opening, sealing
 from worker.engine.enclave_client import EnclaveClient
 from worker.engine.forwarding import forward
@@ -110,7 +112,7 @@ def test_safetensors_on_request(host: Host, client: Watched, served: Registry, m
 def test_every_bad_job_has_an_outcome_of_its_own_and_its_mates_are_served(
     host: Host, client: Watched, served: Registry, model: Model
 ) -> None:
-    """Thirteen ways to be wrong between two good jobs, in one batch."""
+    """Statement 10: thirteen ways to be wrong between two good jobs, in one batch."""
     forged = bytearray(host.job())
     forged[-20] ^= 1
     failing = {
@@ -145,6 +147,21 @@ def test_every_bad_job_has_an_outcome_of_its_own_and_its_mates_are_served(
         assert outcome.code == code
     assert host.embeddings(good[0], outcomes[0]).tobytes() == expected(model, ["first"]).tobytes()
     assert host.embeddings(good[1], outcomes[-1]).tobytes() == expected(model, ["last"]).tobytes()
+
+
+def test_nothing_of_a_forged_job_reaches_the_model(host: Host, client: Watched, served: Registry) -> None:
+    """Statement 2: flipped anywhere, or put together from two jobs, it fails before a tensor is built."""
+    job, other = host.job(["secret"]), host.job(["other"])
+    header = parse_job(other).header
+    aad_bytes = len(parse_job(job).aad)
+    flipped = [
+        job[:at] + bytes([job[at] ^ 1]) + job[at + 1 :]
+        for at in (*range(0, aad_bytes, 7), aad_bytes, len(job) - 17, len(job) - 16, len(job) - 1)
+    ]
+    swapped = [rewritten(job, **{name: getattr(header, name)}) for name in ("job", "salt", "commit")]
+    batch, rows = open_jobs(client, served, [*flipped, *swapped, job[:-20] + other[-20:]])
+    assert (rows, client.plaintexts) == ([], [])
+    assert all(isinstance(outcome, MrgcError) for outcome in batch.jobs)
 
 
 def test_a_bad_input_fails_alone(host: Host, client: Watched, served: Registry, model: Model) -> None:

@@ -88,7 +88,7 @@ def test_seeds_reach_both_answers(name: str) -> None:
 
 @each_target
 def test_an_input_cannot_make_its_parser_allocate_much(name: str) -> None:
-    """What a parser allocates at once is bounded by the length of its input, whatever lengths the input declares."""
+    """Statement 10: what a parser allocates at once is bounded by its input's length, whatever that declares."""
     target = registry.load(name)
     for path in kept(name):
         data = path.read_bytes()

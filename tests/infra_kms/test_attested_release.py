@@ -156,7 +156,7 @@ def faulty(pki: Path, tmp_path_factory: pytest.TempPathFactory, enclave: Enclave
 def test_every_faulty_document_is_denied(
     kms: Kms, enclave: Enclave, faulty: dict[str, bytes], key_arn: str, wrapped: dict[str, Any]
 ) -> None:
-    """Debug, foreign root, stale, early, damaged, without a key: one answer, access denied."""
+    """Statement 6: debug, foreign root, stale, early, damaged, without a key: one answer, access denied."""
     client = kms.client(SERVICE)
     for fault, document in faulty.items():
         arguments = decrypt(key_arn, wrapped, Recipient=enclave.recipient(document))

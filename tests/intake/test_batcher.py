@@ -104,7 +104,7 @@ TestBatching.settings = settings(max_examples=60, stateful_step_count=40)
     model=st.sampled_from(["m", "n"]),
 )
 def test_nobody_starves(sizes: list[int], rivals: int, victim_bytes: int, model: str) -> None:
-    """However much the others send, one job waits for a bounded number of bytes, and of batches of other models."""
+    """Statement 9: whatever others send, one job waits for bounded bytes, and batches of other models."""
     batcher = make()
     backlog = {f"rival-{i}": 0 for i in range(rivals)}
     victim = Item("victim", model, victim_bytes)

@@ -70,7 +70,7 @@ def test_back_pressure_leaves_the_rest_in_the_queue(start_host: StartHost, engin
 
 
 def test_a_message_that_is_no_job_is_dead_lettered_with_a_reason(start_host: StartHost) -> None:
-    """Garbage of every kind ends in the dead letters, and the next good job is served."""
+    """Statement 7: garbage of every kind ends in the dead letters, and the next good job is served."""
     host = start_host()
     good = seal()
     for fields in (
@@ -102,7 +102,7 @@ def test_a_message_that_is_no_job_is_dead_lettered_with_a_reason(start_host: Sta
 def test_only_what_the_registry_allows_is_admitted(
     start_host: StartHost, engine: PeerEngine, changes: dict[str, Any], reason: str | None, has_hint: bool
 ) -> None:
-    """A job outside its tenant's entry never reaches the engine; its tenant may read why beside the result."""
+    """Statement 1: outside its tenant's entry a job never reaches the engine; its tenant may read why."""
     host = start_host()
     job = seal(**changes)
     host.client.xadd("q:acme", {"job": job})
@@ -215,7 +215,7 @@ def test_an_engine_death_is_survived(start_host: StartHost, engine: PeerEngine) 
 
 
 def test_a_poison_job_is_found_by_halving_and_its_mates_are_served(start_host: StartHost, engine: PeerEngine) -> None:
-    """The job that kills engines is alone at two deaths and then dead-lettered; no other job is."""
+    """Statement 10: the job that kills engines is alone at two deaths and then dead-lettered; no other job is."""
     jobs = [seal() for _ in range(32)]
     poison = jobs[21]
 
@@ -256,7 +256,7 @@ def test_deaths_are_remembered_across_hosts(start_host: StartHost, engine: PeerE
 
 
 def test_a_job_delivered_many_times_leaves_one_unchanged_result(start_host: StartHost) -> None:
-    """Duplicates, on two hosts at once, are acknowledged without touching the first result."""
+    """Statement 4: duplicates, on two hosts at once, are acknowledged without touching the first result."""
     job = seal()
     hosts = [start_host(), start_host()]
     hosts[0].send(job)
@@ -302,7 +302,7 @@ def test_a_drain_waits_for_the_engine(start_host: StartHost, engine: PeerEngine)
 
 
 def test_jobs_that_expire_while_they_wait_never_reach_the_engine(start_host: StartHost, engine: PeerEngine) -> None:
-    """A job whose time comes in the batcher is dead-lettered as expired."""
+    """Statement 4: a job whose time comes in the batcher is dead-lettered as expired."""
     host = start_host(max_batch_jobs=1, max_inflight_jobs=10)
     engine.may_answer.clear()
     now = int(time.time())

@@ -81,7 +81,7 @@ def test_concurrent_writers_leave_one_whole_result(place: tuple[ObjectStore, str
 
 
 def test_reads_are_capped_by_the_length_that_was_promised(place: tuple[ObjectStore, str]) -> None:
-    """An absent object, or one of another length, is a missing body."""
+    """Statement 10: an absent object, or one of another length, is a missing body."""
     store, prefix = place
     create(store, f"{prefix}body", b"12345")
     assert read(store, f"{prefix}body", 5) == b"12345"

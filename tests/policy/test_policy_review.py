@@ -250,7 +250,7 @@ LOOSENED: Final[dict[str, tuple[str, list[str]]]] = {
 
 @pytest.mark.parametrize("name", LOOSENED)
 def test_what_loosens_a_policy_is_found(name: str) -> None:
-    """Statement 6 and docs/spec.md §7: each edit of a good policy is found, and found to be nothing else."""
+    """Statement 6: as docs/spec.md §7 has it, each edit of a good policy is found, and found to be nothing else."""
     policy, found = LOOSENED[name]
     assert codes(policy) == found
 

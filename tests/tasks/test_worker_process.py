@@ -160,7 +160,7 @@ def test_a_wrong_setting_ends_the_worker_with_its_name(start_worker: StartWorker
 
 
 def test_the_log_is_json_and_holds_no_job(start_worker: StartWorker, client: Client, results: Path) -> None:
-    """What is logged is JSON with an event, and no line holds a byte of a sealed job."""
+    """Statement 8: what is logged is JSON with an event, and no line holds a byte of a sealed job."""
     worker = start_worker("--loglevel", "DEBUG")
     jobs = [seal() for _ in range(3)]
     send(client, *jobs)

@@ -77,7 +77,7 @@ def test_a_close_between_frames_differs_from_a_close_inside_one(pair: tuple[sock
 def test_a_length_outside_its_limits_is_refused_before_the_body_is_read(
     pair: tuple[socket.socket, socket.socket], length: int
 ) -> None:
-    """An oversize frame costs its reader four bytes."""
+    """Statement 10: an oversize frame costs its reader four bytes."""
     left, right = pair
     left.sendall(struct.pack(">I", length))
     with pytest.raises(FormatError):

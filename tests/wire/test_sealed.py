@@ -118,7 +118,7 @@ def test_sealing_a_standalone_object_refuses_what_parsing_would_refuse() -> None
 
 @given(data=st.data())
 def test_no_flipped_bit_survives(data: st.DataObject) -> None:
-    """Whichever bit of a sealed job flips, parsing or opening refuses it."""
+    """Statement 2: whichever bit of a sealed job flips, parsing or opening refuses it."""
     original = bytes.fromhex(VECTORS[0]["object"])
     bit = data.draw(st.integers(0, 8 * len(original) - 1))
     mutant = bytearray(original)
