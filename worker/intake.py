@@ -154,6 +154,7 @@ class Intake:
             return
         for lease in leases:
             self.metrics.received.labels(lease.tenant).inc()
+            self.metrics.queue_seconds.observe(max(0.0, time.time() - lease.sent_s))
             if self._holdings.add(lease, size_bytes=_size_bytes(lease)):
                 try:
                     self._take_one(lease)

@@ -16,7 +16,7 @@ from worker.sources.base import Backlog
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
-_SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3_600)
 
 
 class Metrics:
@@ -40,6 +40,9 @@ class Metrics:
         self.batch_jobs = Histogram("mrgc_batch_jobs", "jobs of one batch", buckets=_BATCH_BUCKETS, registry=registry)
         self.held_seconds = Histogram(
             "mrgc_held_seconds", "from receive to ack or dead letter", buckets=_SECONDS_BUCKETS, registry=registry
+        )
+        self.queue_seconds = Histogram(
+            "mrgc_queue_seconds", "from send to receive", buckets=_SECONDS_BUCKETS, registry=registry
         )
         self.held_jobs = gauge("held_jobs", "leases held")
         self.held_bytes = gauge("held_bytes", "bytes of held messages")

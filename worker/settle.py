@@ -28,6 +28,8 @@ from worker.sources.base import ClaimCheck, JobSource, Lease
 MAX_REQUESTS: Final = 512
 #: Acknowledgements in one transaction.
 MAX_ACKS: Final = 512
+#: Longest wait for more acknowledgements of the same tenants, where one request removes several messages.
+GATHER_S: Final = 0.25
 FIRST_RETRY_S: Final = 0.1
 LONGEST_RETRY_S: Final = 15.0
 #: A hint is a courtesy; a dead letter does not wait for it longer than this.
@@ -213,11 +215,9 @@ class Settler:
         await done
 
     async def _flush_acks(self) -> None:
-        """Acknowledge in one transaction whatever has gathered while the one before was under way."""
+        """Acknowledge in one call whatever has gathered while the one before was under way."""
         while True:
-            waiting = [await self._acks.get()]
-            while len(waiting) < MAX_ACKS and not self._acks.empty():
-                waiting.append(self._acks.get_nowait())
+            waiting = await self._gather_acks()
             error: MrgcError | None = None
             try:
                 await asyncio.to_thread(self._acknowledge, [job for job, _ in waiting])
@@ -228,6 +228,21 @@ class Settler:
                     done.set_result(None)
                 else:
                     done.set_exception(error)
+
+    async def _gather_acks(self) -> list[tuple[Job, asyncio.Future[None]]]:
+        """Wait for the first, then a little longer while the broker's requests would not be full."""
+        waiting = [await self._acks.get()]
+        tenants = {waiting[0][0].tenant}
+        try:
+            async with asyncio.timeout(GATHER_S):
+                while len(waiting) < MAX_ACKS:
+                    if self._acks.empty() and len(waiting) >= self._source.acks_per_call * len(tenants):
+                        break
+                    waiting.append(await self._acks.get())
+                    tenants.add(waiting[-1][0].tenant)
+        except TimeoutError:
+            pass
+        return waiting
 
     def _acknowledge(self, jobs: Sequence[Job]) -> None:
         self._store.flush([job.result_url for job in jobs])

@@ -52,6 +52,8 @@ class Lease:
     deadline_s: float
     #: Engine deaths that happened while this job was alone in the engine, on any host.
     deaths: int = 0
+    #: When it was sent, unix seconds by the broker's clock.
+    sent_s: float = 0.0
     #: Its ack or dead letter is on its way, so that not finding it in the queue is no loss.
     closing: bool = False
     #: What the broker asks for in order to act on this delivery; empty where the message's id does.
@@ -98,6 +100,11 @@ class JobSource(Protocol):
     """
 
     @property
+    def acks_per_call(self) -> int:
+        """Messages of one tenant that the broker's smallest request removes: worth a short wait for as many."""
+        ...
+
+    @property
     def loops(self) -> Mapping[str, Loop]:
         """What must run beside the calls below, by name; each is run in a thread that is replaced when it dies."""
         ...
@@ -134,7 +141,8 @@ class JobSource(Protocol):
             reason: code of mrgc.errors.
 
         Returns:
-            False if the lease is past its deadline, and the message was left alone.
+            False if the message was left alone, and comes back: the lease is past its deadline, or the tenant has no
+            dead-letter queue.
         """
         ...
 

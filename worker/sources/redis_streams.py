@@ -35,6 +35,7 @@ from worker.sources.redis_layout import (
     deaths_hash,
     parse_fields,
     queue_stream,
+    sent_s,
     tenant_of,
 )
 from worker.threads import Loop
@@ -106,6 +107,9 @@ class RedisStreams:
         self._cursors: dict[str, bytes] = {}
         self._plan = ReceivePlan(max_message_bytes=MAX_MESSAGE_BYTES)
 
+    #: All streams' messages leave in one transaction.
+    acks_per_call: Final = 1
+
     @property
     def loops(self) -> Mapping[str, Loop]:
         """Nothing: every call is one round trip."""
@@ -118,17 +122,9 @@ class RedisStreams:
             if not shares:
                 return []
             deadline_s = self._clock() + self._lease_s
-            try:
-                replies = self._read(shares, wait_s)
-            except redis.ResponseError as err:
-                # In a pipeline, the server's text follows redis-py's.
-                if "NOGROUP" not in str(err) and "UNBLOCKED" not in str(err):
-                    raise
-                # A stream was deleted under us; its group is made anew before the next read.
-                self._grouped.clear()
-                return []
+            replies = self._read(shares, wait_s)
         return [
-            Lease(tenant_of(key), message_id.decode(), parse_fields(fields), deadline_s)
+            Lease(tenant_of(key), message_id.decode(), parse_fields(fields), deadline_s, sent_s=sent_s(message_id))
             for reply in replies
             for key, entries in reply
             for message_id, fields in entries
@@ -149,10 +145,10 @@ class RedisStreams:
             for tenant, group in by_tenant.items():
                 ids = [lease.message_id for lease in group]
                 pipe.xclaim(queue_stream(tenant), GROUP, self._consumer, 0, ids, justid=True)
-            replies = pipe.execute()
+            replies = self._execute(pipe, [[tenant] for tenant in by_tenant])
         kept = set()
         for group, claimed in zip(by_tenant.values(), replies, strict=True):
-            found = {message_id.decode() for message_id in claimed}
+            found = {message_id.decode() for message_id in claimed or ()}
             for lease in group:
                 if lease.message_id in found:
                     lease.deadline_s = now_s + self._lease_s
@@ -174,7 +170,7 @@ class RedisStreams:
             for tenant, group in by_tenant.items():
                 ids = [lease.message_id for lease in group]
                 pipe.xclaim(queue_stream(tenant), GROUP, RETURNED, 0, ids, idle=RETURNED_IDLE_MS, justid=True)
-            pipe.execute()
+            self._execute(pipe, [[tenant] for tenant in by_tenant])
 
     def dead_letter(self, lease: Lease, *, reason: str) -> bool:
         """Move the entry to `dead:TENANT` in one transaction.
@@ -236,12 +232,33 @@ class RedisStreams:
         with self._client.pipeline(transaction=False) as pipe:
             for count, tenants in shares.items():
                 pipe.xreadgroup(GROUP, self._consumer, dict.fromkeys(map(queue_stream, tenants), ">"), count=count)
-            replies = [reply for reply in pipe.execute() if reply]
-        if replies or wait_s <= 0:
-            return replies
-        everyone = dict.fromkeys((queue_stream(tenant) for tenants in shares.values() for tenant in tenants), ">")
-        # Only wakes us: one entry per stream, which every share allows; the next call takes the rest.
-        return [self._client.xreadgroup(GROUP, self._consumer, everyone, count=1, block=max(1, int(wait_s * 1_000)))]
+            replies = self._execute(pipe, list(shares.values()))
+        if any(replies) or None in replies or wait_s <= 0:
+            return [reply for reply in replies if reply]
+        asked = [tenant for tenants in shares.values() for tenant in tenants]
+        with self._client.pipeline(transaction=False) as pipe:
+            # Only wakes us: one entry per stream, which every share allows; the next call takes the rest.
+            everyone = dict.fromkeys(map(queue_stream, asked), ">")
+            pipe.xreadgroup(GROUP, self._consumer, everyone, count=1, block=max(1, int(wait_s * 1_000)))
+            return [reply for reply in self._execute(pipe, [asked]) if reply]
+
+    def _execute(self, pipe: Any, tenants: Sequence[Sequence[str]]) -> list[Any]:
+        """Execute a pipeline of one command for each group of tenants.
+
+        Returns:
+            The replies in order; None where a stream was deleted under us. Its group is made anew before the next
+            read, and what the other commands brought is not lost with it.
+        """
+        replies: list[Any] = []
+        for reply, group in zip(pipe.execute(raise_on_error=False), tenants, strict=True):
+            if isinstance(reply, redis.ResponseError) and ("NOGROUP" in str(reply) or "UNBLOCKED" in str(reply)):
+                self._grouped.difference_update(group)
+                replies.append(None)
+            elif isinstance(reply, Exception):
+                raise reply
+            else:
+                replies.append(reply)
+        return replies
 
     def _claim_lapsed(self, shares: dict[int, list[str]]) -> dict[str, list[bytes]]:
         asked = [(tenant, count) for count, tenants in shares.items() for tenant in tenants]
@@ -260,14 +277,10 @@ class RedisStreams:
                     count,
                     "JUSTID",
                 )
-            replies = pipe.execute(raise_on_error=False)
+            replies = self._execute(pipe, [[tenant] for tenant, _ in asked])
         claimed = {}
         for (tenant, _), reply in zip(asked, replies, strict=True):
-            if isinstance(reply, redis.ResponseError) and "NOGROUP" in str(reply):
-                self._grouped.discard(tenant)
-            elif isinstance(reply, Exception):
-                raise reply
-            else:
+            if reply is not None:
                 self._cursors[tenant] = reply[0]
                 claimed[tenant] = reply[1]
         return claimed
@@ -285,7 +298,8 @@ class RedisStreams:
         for (tenant, message_id), found, deaths in zip(entries, replies, replies, strict=True):
             if found:
                 body = parse_fields(found[0][1])
-                leases.append(Lease(tenant, message_id.decode(), body, deadline_s, int(deaths or 0)))
+                sent = sent_s(message_id)
+                leases.append(Lease(tenant, message_id.decode(), body, deadline_s, int(deaths or 0), sent))
             else:
                 trimmed[tenant].append(message_id)
         for tenant, ids in trimmed.items():

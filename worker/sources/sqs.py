@@ -25,11 +25,13 @@ from worker.sources.sqs_calls import LONG_POLL_S, QueueDenied, QueueMissing, Sqs
 from worker.sources.sqs_inbox import Inbox
 from worker.sources.sqs_layout import (
     DEATHS,
+    MAX_ENTRIES,
     attribute,
     encode_body,
     group,
     letter_attributes,
     parse_body,
+    sent_s,
     unsafe_settings,
 )
 from worker.sources.sqs_polling import Poll, PollPlan
@@ -70,6 +72,9 @@ class SqsSource:
         #: Queues whose settings were looked at.
         self._checked: set[str] = set()
 
+    #: A call deletes ten messages as dearly as one.
+    acks_per_call: Final = MAX_ENTRIES
+
     @property
     def loops(self) -> Mapping[str, Loop]:
         """The receivers."""
@@ -85,16 +90,19 @@ class SqsSource:
 
     def extend(self, leases: Sequence[Lease]) -> list[Lease]:
         """Renew visibility timeouts, ten a call, with those of the inbox that are old enough."""
+        self._hand_back(self._inbox.take_unwanted())
         now_s = self._clock()
         waiting = [lease for lease in self._inbox.leases() if lease.deadline_s - now_s < self._lease_s * RENEW_BELOW]
         alive = [lease for lease in (*leases, *waiting) if lease.deadline_s > now_s]
-        refused = self._calls.change_visibility(self._handles(alive), visibility_s=self._visibility_s)
-        kept = {id(lease) for position, lease in enumerate(alive) if position not in refused}
-        for lease in alive:
-            if id(lease) in kept:
+        outcome = self._calls.change_visibility(self._handles(alive), visibility_s=self._visibility_s)
+        lost = {id(alive[position]) for position in outcome.refused}
+        for position, lease in enumerate(alive):
+            if position not in outcome.refused | outcome.failed:
                 lease.deadline_s = now_s + self._lease_s
-        self._inbox.remove([lease for lease in waiting if id(lease) not in kept])
-        return [lease for lease in leases if id(lease) not in kept]
+        self._inbox.remove([lease for lease in waiting if id(lease) in lost or lease.deadline_s <= now_s])
+        # After the deadlines that were won: one queue's failure must not cost the leases of the others.
+        outcome.ensure()
+        return [lease for lease in leases if id(lease) in lost or lease.deadline_s <= now_s]
 
     def ack(self, leases: Sequence[Lease]) -> None:
         """Delete messages; one that was leased anew meanwhile comes back, and its result is found stored."""
@@ -104,7 +112,8 @@ class SqsSource:
         """Show messages to everybody again; one with engine deaths is sent anew with their count."""
         now_s = self._clock()
         alive = [lease for lease in leases if lease.deadline_s > now_s]
-        self._calls.change_visibility(self._handles([lease for lease in alive if not lease.deaths]), visibility_s=0)
+        plain = [lease for lease in alive if not lease.deaths]
+        self._calls.change_visibility(self._handles(plain), visibility_s=0).ensure()
         for lease in alive:
             if lease.deaths:
                 self._send_again(lease)
@@ -114,12 +123,11 @@ class SqsSource:
         if lease.deadline_s <= self._clock():
             return False
         if not lease.has_letter:
-            self._calls.send(
-                self._queues.dead(lease.tenant),
-                encode_body(lease.body),
-                group=lease.tenant,
-                attributes=letter_attributes(lease, reason=reason),
-            )
+            try:
+                self._send_letter(lease, reason)
+            except (QueueMissing, QueueDenied) as err:
+                _log.error("dead-letter queue refuses; the message comes back", tenant=lease.tenant, exc_info=err)
+                return False
             lease.has_letter = True
         self._calls.delete(self._handles([lease]))
         return True
@@ -186,6 +194,7 @@ class SqsSource:
             parse_body(message["Body"]),
             deadline_s,
             deaths=int(deaths) if deaths.isdecimal() and len(deaths) < 3 else 0,
+            sent_s=sent_s(message),
             handle=message["ReceiptHandle"],
         )
 
@@ -206,10 +215,15 @@ class SqsSource:
     def _hand_back(self, leases: Sequence[Lease], *, in_s: int = 0) -> None:
         now_s = self._clock()
         alive = [lease for lease in leases if lease.deadline_s > now_s]
-        try:
-            self._calls.change_visibility(self._handles(alive), visibility_s=in_s)
-        except QueueUnavailable as err:
-            _log.warning("leases left to lapse", count=len(alive), exc_info=err)
+        outcome = self._calls.change_visibility(self._handles(alive), visibility_s=in_s)
+        if outcome.error is not None:
+            _log.warning("leases left to lapse", count=len(outcome.failed), exc_info=outcome.error)
+
+    def _send_letter(self, lease: Lease, reason: str) -> None:
+        attributes = letter_attributes(lease, reason=reason)
+        self._calls.send(
+            self._queues.dead(lease.tenant), encode_body(lease.body), group=lease.tenant, attributes=attributes
+        )
 
     def _send_again(self, lease: Lease) -> None:
         url = self._queues.queue(lease.tenant)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from mrgc.errors import QueueUnavailable, TooLargeError
+from mrgc.errors import TooLargeError
 from mrgc.wire.queue_urls import SqsQueues
 from worker.sources.base import Backlog, BadMessage
 from worker.sources.messages import MAX_MESSAGE_BYTES, end_of_life_s
 from worker.sources.sqs_calls import QueueMissing, SqsCalls
-from worker.sources.sqs_layout import MAX_ENTRIES, REASON, attribute, encode_job, group, parse_body
+from worker.sources.sqs_layout import MAX_ENTRIES, REASON, attribute, encode_job, group, parse_body, sent_s
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.type_defs import MessageTypeDef
@@ -131,12 +131,10 @@ class SqsAdmin:
         return not self._queues.is_shared or group(letter) == tenant
 
     def _show(self, letters: Sequence[tuple[str, str]]) -> None:
-        try:
-            self._calls.change_visibility(letters, visibility_s=0)
-        except QueueUnavailable as err:
-            _log.warning("dead letters stay hidden for a while", count=len(letters), exc_info=err)
+        outcome = self._calls.change_visibility(letters, visibility_s=0)
+        if outcome.error is not None:
+            _log.warning("dead letters stay hidden for a while", count=len(outcome.failed), exc_info=outcome.error)
 
 
 def _end_of_life_s(letter: MessageTypeDef) -> float:
-    sent_s = int(letter["Attributes"]["SentTimestamp"]) / 1_000
-    return end_of_life_s(parse_body(letter["Body"]), sent_s=sent_s)
+    return end_of_life_s(parse_body(letter["Body"]), sent_s=sent_s(letter))

@@ -1,7 +1,7 @@
 """Calls to SQS: batches of ten, side by side, failed entries tried again, and every error told apart once.
 
-boto3's default chain finds the credentials. May import: the standard library, boto3, botocore, mrgc.errors, mrgc.wire,
-worker.backoff, worker.sources. Called by worker.sources.sqs and worker.sources.sqs_admin.
+boto3's default chain finds the credentials. May import: the standard library, boto3, botocore, structlog, mrgc.errors,
+mrgc.wire, worker.backoff, worker.sources. Called by worker.sources.sqs and worker.sources.sqs_admin.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import boto3
+import structlog
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -45,6 +48,8 @@ _DENIED: Final = frozenset({"AccessDenied", "AccessDeniedException", "KMS.Access
 
 T = TypeVar("T")
 
+_log = structlog.get_logger()
+
 _METHODS: Final = {
     "ChangeMessageVisibilityBatch": "change_message_visibility_batch",
     "DeleteMessageBatch": "delete_message_batch",
@@ -67,6 +72,23 @@ class Entry(NamedTuple):
     members: Mapping[str, Any]
     #: What it counts against the 1 MiB of a call that sends.
     size_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Batched:
+    """What became of the entries of one operation, by their positions."""
+
+    #: SQS says that they are the sender's fault: too old a handle, or no right to this queue.
+    refused: set[int] = field(default_factory=set)
+    #: Nobody knows: the call failed.
+    failed: set[int] = field(default_factory=set)
+    #: Why, if any failed.
+    error: QueueUnavailable | None = None
+
+    def ensure(self) -> None:
+        """Raise if nobody knows of some entry what became of it."""
+        if self.error is not None:
+            raise self.error
 
 
 def connect(queues: SqsQueues, *, receivers: int = 0) -> SqsCalls:
@@ -117,14 +139,10 @@ class SqsCalls:
 
     def delete(self, handles: Sequence[tuple[str, str]]) -> None:
         """Remove messages, each given as (queue URL, handle); one whose handle is too old is left to come back."""
-        self._batched("DeleteMessageBatch", [Entry(url, {"ReceiptHandle": handle}) for url, handle in handles])
+        self._batched("DeleteMessageBatch", [Entry(url, {"ReceiptHandle": handle}) for url, handle in handles]).ensure()
 
-    def change_visibility(self, handles: Sequence[tuple[str, str]], *, visibility_s: int) -> set[int]:
-        """Extend leases, or end them at 0, each given as (queue URL, handle).
-
-        Returns:
-            Positions of those that are ours no longer.
-        """
+    def change_visibility(self, handles: Sequence[tuple[str, str]], *, visibility_s: int) -> Batched:
+        """Extend leases, or end them at 0, each given as (queue URL, handle); raises nothing."""
         return self._batched(
             "ChangeMessageVisibilityBatch",
             [Entry(url, {"ReceiptHandle": handle, "VisibilityTimeout": visibility_s}) for url, handle in handles],
@@ -148,6 +166,8 @@ class SqsCalls:
 
     def side_by_side(self, calls: Sequence[Callable[[], T]]) -> list[T]:
         """Make independent calls at once; returns their answers in order."""
+        if len(calls) == 1:
+            return [calls[0]()]
         futures = [self._callers.submit(call) for call in calls]
         return [future.result() for future in futures]
 
@@ -156,12 +176,8 @@ class SqsCalls:
         self._callers.shutdown()
         self._client.close()
 
-    def _batched(self, operation: str, entries: Sequence[Entry]) -> set[int]:
-        """Make the batch calls of one operation, all of them even if one fails.
-
-        Returns:
-            Positions of the entries that SQS refused as the sender's fault.
-        """
+    def _batched(self, operation: str, entries: Sequence[Entry]) -> Batched:
+        """Make the batch calls of one operation, side by side, and all of them even if one fails."""
         by_queue: dict[str, list[int]] = defaultdict(list)
         for position, entry in enumerate(entries):
             by_queue[entry.url].append(position)
@@ -170,13 +186,22 @@ class SqsCalls:
             for positions in by_queue.values()
             for part in chunks([entries[position].size_bytes for position in positions])
         ]
-        if len(calls) <= 1:
-            return self._insist(operation, calls[0]) if calls else set()
-        futures = [self._callers.submit(self._insist, operation, call) for call in calls]
-        errors = [error for future in futures if (error := future.exception()) is not None]
-        if errors:
-            raise errors[0]
-        return {position for future in futures for position in future.result()}
+        outcome = Batched()
+        for call, answer in zip(
+            calls, self.side_by_side([partial(self._try, operation, call) for call in calls]), strict=True
+        ):
+            if isinstance(answer, QueueUnavailable):
+                outcome.failed.update(call)
+                outcome.error = answer
+            else:
+                outcome.refused.update(answer)
+        return outcome
+
+    def _try(self, operation: str, entries: dict[int, Entry]) -> set[int] | QueueUnavailable:
+        try:
+            return self._insist(operation, entries)
+        except QueueUnavailable as err:
+            return err
 
     def _insist(self, operation: str, entries: dict[int, Entry]) -> set[int]:
         """Make one batch call, again for the entries that SQS failed by its own fault."""
@@ -200,8 +225,9 @@ class SqsCalls:
         try:
             with self._mapped(operation):
                 answer = getattr(self._client, _METHODS[operation])(QueueUrl=url, Entries=given)
-        except QueueMissing:
-            # Its messages went with it.
+        except (QueueMissing, QueueDenied) as err:
+            # This queue's matter, which must not look like an outage of all of them.
+            _log.warning("queue refuses", name=url.rpartition("/")[2], action=operation, exc_info=err)
             return dict.fromkeys(entries, True)
         return {int(failure["Id"]): failure["SenderFault"] for failure in answer.get("Failed", [])}
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from mrgc.errors import QueueUnavailable
 from worker.sources.base import Budget, Lease
-from worker.sources.sqs_layout import MAX_CALL_BYTES
+from worker.sources.sqs_layout import MAX_CALL_BYTES, MAX_ENTRIES
 from worker.sources.sqs_polling import Poll, PollPlan
 
 #: How long the intake's last question stands.
@@ -76,6 +76,12 @@ class Inbox:
         with self._changed:
             return list(self._leases.values())
 
+    def take_unwanted(self) -> list[Lease]:
+        """Take out leases of tenants whose queues are not asked any more, for a hand-back."""
+        with self._changed:
+            unwanted = [lease for lease in self._leases.values() if not self._plan.follows(self._queue_of(lease))]
+            return [self._pop(lease) for lease in unwanted]
+
     def remove(self, leases: Sequence[Lease]) -> None:
         """Let go of leases that are ours no longer."""
         with self._changed:
@@ -92,8 +98,7 @@ class Inbox:
         jobs, room_bytes, tenants = self._budget.jobs, self._budget.bytes, dict(self._budget.tenants)
         taken = []
         for lease in list(self._leases.values()):
-            # A tenant of no registry entry has no quota; its message is the intake's to refuse.
-            if jobs < 1 or room_bytes < MAX_CALL_BYTES or tenants.get(lease.tenant, 1) < 1:
+            if jobs < 1 or room_bytes < MAX_CALL_BYTES or self._quota(lease.tenant, tenants) < 1:
                 continue
             taken.append(self._pop(lease))
             jobs, room_bytes = jobs - 1, room_bytes - MAX_CALL_BYTES
@@ -110,7 +115,7 @@ class Inbox:
             now_s = self._clock()
             poll = None
             if now_s - self._asked_s < ASKED_S:
-                poll = self._plan.next(self._room, now_s=now_s)
+                poll = self._plan.next(self._room(), room_of=self._room_of, now_s=now_s)
             if poll is None:
                 self._changed.wait(min(IDLE_WAIT_S, self._plan.due_in_s(now_s)))
             else:
@@ -128,7 +133,8 @@ class Inbox:
             self._answers += 1
             self._asked[poll.tenant] -= poll.count
             self._plan.answered(poll, len(leases), now_s=self._clock())
-            refused = [lease for lease in leases if self._budget.tenants.get(lease.tenant, 1) < 1 and self._is_shared]
+            quotas = self._budget.tenants
+            refused = [lease for lease in leases if self._is_shared and self._quota(lease.tenant, quotas) < 1]
             for lease in leases:
                 if lease not in refused:
                     self._waiting[lease.tenant] += lease.key not in self._leases
@@ -145,12 +151,21 @@ class Inbox:
             self._plan.failed(poll, for_long=for_long, now_s=self._clock())
             self._changed.notify_all()
 
-    def _room(self, tenant: str) -> int:
+    def _queue_of(self, lease: Lease) -> str:
+        return "" if self._is_shared else lease.tenant
+
+    def _quota(self, tenant: str, quotas: Mapping[str, int]) -> int:
+        # In a queue for all, a message of a tenant without a registry entry is the intake's to refuse.
+        return quotas.get(tenant, int(self._is_shared))
+
+    def _room(self) -> int:
         committed = len(self._leases) + self._asked.total()
-        room = min(self._budget.jobs, self._budget.bytes // MAX_CALL_BYTES) - committed
+        return min(self._budget.jobs, self._budget.bytes // MAX_CALL_BYTES) - committed
+
+    def _room_of(self, tenant: str) -> int:
         if self._is_shared:
-            return room
-        return min(room, self._budget.tenants.get(tenant, 0) - self._waiting[tenant] - self._asked[tenant])
+            return MAX_ENTRIES
+        return self._budget.tenants.get(tenant, 0) - self._waiting[tenant] - self._asked[tenant]
 
     def _pop(self, lease: Lease) -> Lease:
         if self._leases.get(lease.key) is lease:

@@ -115,6 +115,11 @@ def group(message: MessageTypeDef) -> str:
     return message.get("Attributes", {}).get("MessageGroupId", "")
 
 
+def sent_s(message: MessageTypeDef) -> float:
+    """Return when a message was sent, unix seconds by SQS's clock."""
+    return int(message.get("Attributes", {}).get("SentTimestamp", "0")) / 1_000
+
+
 def letter_attributes(lease: Lease, *, reason: str) -> dict[str, str]:
     """Return the attributes of a dead letter: why, after how many engine deaths, and which message it was."""
     return {REASON: reason, ATTEMPTS: str(lease.deaths), SOURCE: lease.message_id}

@@ -80,20 +80,27 @@ class PollPlan:
             self._queues[tenant] = _Queue()
             self._ring[tenant] = None
 
-    def next(self, room: Callable[[str], int], *, now_s: float) -> Poll | None:
+    def follows(self, tenant: str) -> bool:
+        """Return whether a tenant's queue is asked."""
+        return tenant in self._queues
+
+    def next(self, room: int, *, room_of: Callable[[str], int], now_s: float) -> Poll | None:
         """Choose the next call.
 
         Args:
-            room: how many messages of a tenant may still come in.
+            room: how many messages may still come in.
+            room_of: how many of one tenant.
             now_s: monotonic seconds.
 
         Returns:
             The call, which the caller makes and reports; None when there is none to make now.
         """
         self._wake(now_s)
+        # A long poll keeps its room for seconds, so it gets a share of it only.
+        share = room // len(self._queues) if 0 < len(self._queues) <= self._long_polls else 0
         for tenant in self._ring:
             queue = self._queues[tenant]
-            count = min(MAX_ENTRIES, room(tenant))
+            count = min(MAX_ENTRIES, room, share or room, room_of(tenant))
             if count < 1 or (count < MAX_ENTRIES and now_s < queue.last_s + SMALL_REST_S):
                 continue
             is_extra = queue.in_flight > 0
@@ -106,7 +113,7 @@ class PollPlan:
             queue.in_flight += 1
             queue.last_s = now_s
             self._extras_left -= is_extra
-            return Poll(tenant, count, self._wait_s if len(self._queues) <= self._long_polls else 0, is_extra)
+            return Poll(tenant, count, self._wait_s if share else 0, is_extra)
         return None
 
     def due_in_s(self, now_s: float) -> float:
