@@ -20,9 +20,7 @@ from worker.composition import build_intake
 from worker.intake import Intake
 from worker.settings import WorkerSettings
 from worker.sources.redis_admin import RedisAdmin
-from worker.sources.redis_streams import Client, RedisStreams, connect
-
-LEASE_S = 30.0
+from worker.sources.redis_streams import Client, connect
 
 
 @pytest.fixture(scope="session")
@@ -47,32 +45,6 @@ def client(server: RedisServer) -> Iterator[Client]:
     """A plain client: the tenant's side, and the test's own view."""
     with connect(server.url()) as client:
         yield client
-
-
-MakeSource = Callable[..., RedisStreams]
-
-
-@pytest.fixture
-def make_source(server: RedisServer) -> Iterator[MakeSource]:
-    """Makes sources as different hosts would, and closes them."""
-    made: list[RedisStreams] = []
-
-    def make(consumer: str = "host-1", *, lease_s: float = LEASE_S, **kwargs: Callable[[], float]) -> RedisStreams:
-        source = RedisStreams(connect(server.url(login=login("worker"))), consumer=consumer, lease_s=lease_s, **kwargs)
-        made.append(source)
-        return source
-
-    yield make
-    for source in made:
-        source.close()
-
-
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server that the test may kill."""
-    server = redis_server.start(tmp_path / "redis")
-    yield server
-    server.stop()
 
 
 @pytest.fixture
