@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 MEBIBYTE: Final = 1 << 20
 #: nitro-cli refuses to start an enclave with less memory than this many times its image (resource_manager.rs).
 MEMORY_PER_IMAGE: Final = 4
-#: What the application may need beside its files: 256 MiB of frames (docs/spec.md §6), keys, Python.
+#: What the application may need beside its files: 256 MiB of frames (docs/spec.md §6), 128 of headers, keys, Python.
 WORKING_MIB: Final = 512
 
 
