@@ -46,6 +46,16 @@ def test_the_json_protocol_adds_two_accesses_and_no_more() -> None:
     assert accesses(policy, {name: each for name, each in ATTESTED.items() if "Attestation" not in name}) == set()
 
 
+def test_one_policy_fits_a_multi_region_key_and_its_replicas() -> None:
+    """Without a key's name the policy means the key that it is attached to; with one, none of its replicas."""
+    keys = [f"arn:aws:kms:{region}:111122223333:key/mrk-{'0' * 32}" for region in ("eu-west-1", "us-east-1")]
+    conditions = ATTESTED | {"kms:EncryptionContext:mrgc:use": "job"}
+    for key_arn, fitting in (("*", keys), (keys[0], keys[:1])):
+        policy = parse_policy(text(policy=generated(key_arn=key_arn)))
+        asked = [AccessRequest(SERVICE, "kms:Decrypt", key, conditions) for key in keys]
+        assert [each.resource for each in asked if is_allowed(policy, each)] == fitting
+
+
 @pytest.mark.parametrize("index", FURTHER_PCRS)
 def test_a_further_register_is_demanded_beside_pcr0(index: int) -> None:
     """PCR0 alone is no longer enough, nor is the register alone."""
