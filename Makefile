@@ -22,11 +22,14 @@ MODELS := .cache/models
 # The demo's own file of texts, one per line: make demo FILE=my.txt
 FILE ?=
 
+# make demo ENCLAVE=vm boots the enclave image in a virtual machine; otherwise the enclave is a process.
+ENCLAVE ?=
+
 # How long `make fuzz` spends on each parser.
 SECONDS ?= 60
 FUZZ_STAMP := .venv/.fuzz-done
 
-.PHONY: help setup models demo image test faults fuzz lint type bench all clean
+.PHONY: help setup models demo image vm-setup vm-test test faults fuzz lint type bench all clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 12
@@ -47,11 +50,17 @@ $(STAMP): pyproject.toml constraints.txt
 models: $(STAMP) ## Lay out the pinned embedding model in .cache/models
 	@$(BIN)/python -m worker.models.fetch_minilm --to $(MODELS)
 
-demo: models ## Run the main job on real texts, end to end; FILE=my.txt for your own
-	@$(BIN)/python -m infra.demo --models $(MODELS) $(if $(FILE),--file "$(FILE)")
+demo: models $(if $(filter vm,$(ENCLAVE)),vm-setup) ## Run the main job on real texts, end to end; FILE=my.txt, ENCLAVE=vm
+	@$(BIN)/python -m infra.demo --models $(MODELS) $(if $(FILE),--file "$(FILE)") $(if $(ENCLAVE),--enclave $(ENCLAVE))
 
 image: $(STAMP) ## Build the enclave image into build/, the same bytes every time
 	@./build.sh --out build
+
+vm-setup: $(STAMP) ## Fetch QEMU for enclave VMs into .cache/vm; nothing is installed
+	@$(BIN)/python -m infra.vm_tools
+
+vm-test: vm-setup models ## Boot the enclave image in virtual machines and use it from end to end
+	@MRGC_REQUIRE_VM=1 $(BIN)/python -m pytest tests/eif tests/vm -m ""
 
 test: models ## Run the whole test suite
 	@$(BIN)/python -m pytest

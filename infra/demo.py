@@ -65,27 +65,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--queue", choices=("redis", "sqs"), default="redis", help="broker of the jobs (default: %(default)s)"
     )
+    parser.add_argument(
+        "--enclave", choices=("process", "vm"), default="process", help="where it runs (default: %(default)s)"
+    )
     options = parser.parse_args(argv)
     console = Console(stderr=True)
     try:
         texts = _own_texts(options.file) if options.file else docstrings.texts()
-        with running_stack(options.models, console, queue=options.queue) as directory:
+        with running_stack(options.models, console, queue=options.queue, enclave=options.enclave) as directory:
             counts = _run(directory, texts, console)
     except MrgcError as error:
         console.print(f"demo: failed: {error}", highlight=False)
         return 1
-    print(counts.last_line())
+    print(counts.last_line() + (f" enclave={options.enclave}" if options.enclave != "process" else ""))
     return 0 if counts.lost == counts.doubled == 0 else 1
 
 
 @contextmanager
-def running_stack(models: Path, console: Console, *, queue: str = "redis") -> Iterator[Path]:
+def running_stack(models: Path, console: Console, *, queue: str = "redis", enclave: str = "process") -> Iterator[Path]:
     """Run `infra.local up` in a fresh directory and yield the directory once it is ready.
 
     Args:
         models: folder of model folders.
         console: for a person.
         queue: broker of the jobs, redis or sqs.
+        enclave: where it runs, process or vm.
 
     Raises:
         WaitTimeout: it ended, or was not ready in time; its logs were printed.
@@ -93,7 +97,7 @@ def running_stack(models: Path, console: Console, *, queue: str = "redis") -> It
     with tempfile.TemporaryDirectory(prefix="mrgc-demo-") as name:
         directory = Path(name)
         command = [sys.executable, "-m", "infra.local", "up", "--dir", name, "--models", str(models.resolve())]
-        command += ["--queue", queue]
+        command += ["--queue", queue, "--enclave", enclave]
         with (directory / "local.log").open("wb") as log:
             process = subprocess.Popen(
                 [*command, "--tenants", ",".join(TENANTS)], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=log

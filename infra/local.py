@@ -30,10 +30,13 @@ from infra.local_enclave import REPOSITORY
 from infra.local_nsm import create_pki
 from infra.provision import Stack
 from infra.supervisor import Part, Supervisor
+from infra.vm_tools import Tools
 from mrgc.errors import ConfigError, MrgcError
 from worker import logs
 
 START_S: Final = 90.0
+#: An emulated processor boots the image in 10 to 30 s where nothing else runs, and much does.
+VM_START_S: Final = 300.0
 _LISTENERS: Final = ("redis", "sqs", "kms", "agent", "worker")
 
 
@@ -76,13 +79,16 @@ def run(stack: Stack, stopping: threading.Event, *, adapt: Adapt) -> None:
         names = [part.name for part in foundation]
         if not supervisor.wait_ready(*names, deadline_s=START_S, stopping=stopping):
             return
+        if stack.enclave_in == "vm":
+            provision.image(stack)
         provision.tenants(stack)
         if stack.queue == "sqs":
             provision.queues(stack)
         serving = (parts.enclave(stack), parts.agent(stack), parts.engine(stack), parts.worker(stack))
         for part in chain.from_iterable(map(adapt, serving)):
             supervisor.start(part)
-        if not supervisor.wait_ready("agent", "engine", "worker", deadline_s=START_S, stopping=stopping):
+        deadline_s = VM_START_S if stack.enclave_in == "vm" else START_S
+        if not supervisor.wait_ready("agent", "engine", "worker", deadline_s=deadline_s, stopping=stopping):
             return
         print("ready", flush=True)
         while not stopping.wait(0.1):
@@ -113,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=("redis", "sqs"),
         default="redis",
         help="broker of the tenants' jobs; Celery's control tasks stay on Redis (default: %(default)s)",
+    )
+    up.add_argument(
+        "--enclave",
+        choices=("process", "vm"),
+        default="process",
+        help="where the enclave runs: a process, or its whole image in a virtual machine (default: %(default)s)",
     )
     up.add_argument("--threads", type=int, default=0, help="CPU threads of the engine; 0 leaves torch's choice")
     up.add_argument(
@@ -148,7 +160,18 @@ def _prepare(options: argparse.Namespace) -> Stack:
         create_pki(directory / "nsm")
     tenants = tuple(options.tenants.split(","))
     ports = _ports(directory)
-    return Stack(directory, models, tenants, ports, options.threads, options.json_protocol, options.queue)
+    if options.enclave == "vm":
+        Tools()  # Without QEMU there is no point in starting the rest.
+    return Stack(
+        directory,
+        models,
+        tenants,
+        ports,
+        threads=options.threads,
+        json_protocol=options.json_protocol,
+        queue=options.queue,
+        enclave_in=options.enclave,
+    )
 
 
 def _ports(directory: Path) -> dict[str, int]:

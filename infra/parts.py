@@ -62,12 +62,27 @@ def kms(stack: Stack) -> Part:
 
 def enclave(stack: Stack) -> Part:
     """Describe the enclave behind a unix socket."""
+    if stack.enclave_in == "vm":
+        return _virtual_machine(stack)
     command = (
         *(sys.executable, "-m", "infra.local_enclave"),
         *("--listen", stack.enclave),
         *("--nsm", str(stack.directory / "nsm")),
         *("--kms-port", str(stack.ports["kms"])),
         *("--ca", str(stack.kms_ca)),
+    )
+    return Part("enclave", command, environment(), lambda: enclave_serves(stack.enclave))
+
+
+def _virtual_machine(stack: Stack) -> Part:
+    command = (
+        *(sys.executable, "-m", "infra.vm"),
+        *("--image", str(stack.image)),
+        *("--dir", str(stack.directory / "vm")),
+        *("--listen", stack.enclave),
+        *("--nsm", str(stack.directory / "nsm")),
+        *("--region", provision.REGION),
+        *("--kms-port", str(stack.ports["kms"])),
     )
     return Part("enclave", command, environment(), lambda: enclave_serves(stack.enclave))
 

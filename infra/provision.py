@@ -23,6 +23,9 @@ from botocore.config import Config
 
 from infra import queue_access
 from infra.durable_file import replace_file
+from infra.eif import build, reader
+from infra.eif.fetch import CACHE, PackageCache
+from infra.eif.profiles import VM
 from infra.kms_config import KmsConfig, Principal, write_config
 from infra.local_enclave import pcrs
 from infra.sqs_api import ACCOUNT
@@ -52,6 +55,13 @@ class Stack:
     json_protocol: bool = False
     #: Which broker holds the tenants' jobs.
     queue: Literal["redis", "sqs"] = "redis"
+    #: Where the enclave's code runs: in a process beside the others, or as a whole image in a virtual machine.
+    enclave_in: Literal["process", "vm"] = "process"
+
+    @property
+    def image(self) -> Path:
+        """The enclave image that a virtual machine boots."""
+        return self.directory / "image" / build.IMAGE_FILE
 
     @property
     def enclave(self) -> str:
@@ -136,9 +146,24 @@ def service_credentials(stack: Stack) -> dict[str, str]:
     return _aws_env(_credentials(stack)["service"])
 
 
+def image(stack: Stack) -> None:
+    """Build the virtual machine's enclave image, which trusts the local KMS. Needs that to be up: it makes its CA.
+
+    Raises:
+        ConfigError: the image's packages cannot be had.
+    """
+    plan = build.Plan(profile=VM, kms_roots=stack.kms_ca)
+    build.build(plan, PackageCache(CACHE, mirrors={}), out=stack.image.parent)
+
+
+def pcr0(stack: Stack) -> bytes:
+    """Return the measurement that the tenants' key policies demand: that of the enclave which this stack starts."""
+    return reader.read(stack.image).pcrs[0] if stack.enclave_in == "vm" else pcrs()[0]
+
+
 def tenants(stack: Stack) -> None:
     """Create each tenant's key and write registry, env files and catalog. Needs the local KMS to be up."""
-    measurement = pcrs()[0]
+    measurement = pcr0(stack)
     keys_file = stack.directory / "keys.json"
     keys: dict[str, str] = json.loads(keys_file.read_text()) if keys_file.exists() else {}
     for tenant in stack.tenants:

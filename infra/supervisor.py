@@ -150,7 +150,7 @@ class Supervisor:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_end_with_supervisor,  # noqa: PLW1509  the supervisor has one thread
+                preexec_fn=end_with_parent,  # noqa: PLW1509  the supervisor has one thread
             )
 
     def _publish(self) -> None:
@@ -158,6 +158,6 @@ class Supervisor:
         replace_file(self._directory / "pids.json", json.dumps(pids).encode())
 
 
-def _end_with_supervisor() -> None:
-    # A supervisor that is itself killed cannot stop its parts; the kernel then sends them SIGTERM.
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when its parent dies: one that is killed cannot stop its parts."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -10,21 +10,17 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from infra.eif import build, lock, measurement, reader, report, rootfs
-from infra.eif.contents import ROOT
-from infra.eif.fetch import PackageCache
+from infra.eif.fetch import CACHE, PackageCache
 from infra.eif.profiles import NITRO, VM
 from infra.eif.signature import Signer
 from mrgc.errors import ConfigError, FormatError, MrgcError
 from mrgc.measurements import read_measurements
-
-_CACHE: Final = ROOT / ".cache" / "eif"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +83,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--cache", type=Path, default=_CACHE, metavar="DIR", help="fetched packages (default: .cache/eif)"
+        "--cache", type=Path, default=CACHE, metavar="DIR", help="fetched packages (default: .cache/eif)"
     )
     parser.add_argument(
         "--mirror", action="append", default=[], metavar="SUITE=URI", help="where a Debian suite is; may be repeated"

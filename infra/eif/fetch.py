@@ -20,6 +20,8 @@ from mrgc.errors import ConfigError
 
 #: Suites that the image's Debian packages come from, and the suite whose mirror has them where the machine knows none.
 SUITES: Final = {"bookworm": "bookworm", "bookworm-security": "bookworm-security", "bookworm-backports": "bookworm"}
+#: Where packages stay between builds unless the caller says otherwise.
+CACHE: Final = Path(__file__).resolve().parents[2] / ".cache" / "eif"
 _PIP_S: Final = 1_800.0
 #: The image's Python and C library: CPython 3.11 on glibc 2.36.
 _PLATFORMS: Final = ("manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")

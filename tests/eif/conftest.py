@@ -14,13 +14,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from infra.eif.build import Plan, build
-from infra.eif.fetch import PackageCache
+from infra.eif.fetch import CACHE, PackageCache
 from infra.eif.pins import read_locks
 from infra.eif.signature import Signer
 from infra.eif.writer import Contents
 from mrgc.errors import ConfigError
 
-CACHE: Final = Path(__file__).parents[2] / ".cache" / "eif"
 CONTENTS: Final = Contents(
     kernel=b"kernel" * 100,
     command_line="console=ttyS0 quiet",

@@ -15,9 +15,8 @@ import pytest
 from infra.eif import __main__ as command
 from infra.eif import reader
 from infra.eif.build import Plan, build
-from infra.eif.fetch import PackageCache
+from infra.eif.fetch import CACHE, PackageCache
 from mrgc.measurements import read_measurements
-from tests.eif.conftest import CACHE
 
 ROOT: Final = Path(__file__).parents[2]
 

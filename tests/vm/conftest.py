@@ -1,7 +1,8 @@
-"""A back end in a thread, and a front end that has connected to it."""
+"""A back end in a thread with a front end, and whole virtual machines."""
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,10 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from infra.eif.build import Plan, build
+from infra.eif.fetch import CACHE, PackageCache
+from infra.eif.pins import read_locks
+from infra.eif.profiles import VM
 from infra.local_nsm import LocalNsm, create_pki
 from infra.nsm_commands import NsmCommands
 from infra.vhost_nsm import VhostNsm
+from infra.vm_tools import Tools
+from mrgc.errors import ConfigError
+from tests.enclave.stack import Kms
 from tests.vm.front_end import FrontEnd
+from tests.vm.machines import Machine
 
 PCRS = {index: bytes([index + 1]) * 48 for index in (0, 1, 2)}
 
@@ -62,3 +71,49 @@ def front(device: Device) -> FrontEnd:
     connected = device.connect()
     connected.start()
     return connected
+
+
+@pytest.fixture(scope="session")
+def _vm_tools() -> None:
+    """Demand QEMU for enclave VMs; without it there is nothing to boot."""
+    try:
+        Tools()
+    except ConfigError as error:
+        if os.environ.get("MRGC_REQUIRE_VM") == "1":
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def packages(_vm_tools: None) -> PackageCache:
+    """Return the image's packages, fetched where they are not."""
+    cache = PackageCache(CACHE, mirrors={})
+    cache.ensure(read_locks())
+    return cache
+
+
+@pytest.fixture(scope="session")
+def kms(tmp_path_factory: pytest.TempPathFactory, pki: Path) -> Iterator[Kms]:
+    """Run a KMS that trusts the test root."""
+    running = Kms(tmp_path_factory.mktemp("kms"), pki)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def image(packages: PackageCache, kms: Kms, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build an image that trusts that KMS, and return the folder with its three files."""
+    out = tmp_path_factory.mktemp("image")
+    build(Plan(profile=VM, kms_roots=kms.ca), packages, out=out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def machine(image: Path, pki: Path, kms: Kms, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """Boot the image once for all tests; each leaves it serving."""
+    running = Machine(image / "mrgc-enclave.eif", tmp_path_factory.mktemp("vm"), pki=pki, kms=kms)
+    try:
+        running.wait_ready()
+        yield running
+    finally:
+        running.stop()
