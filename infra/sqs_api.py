@@ -79,7 +79,9 @@ class SqsApi:
         self._attributes: dict[str, dict[str, str]] = {}
         #: Replaced whenever a message may have become visible, which wakes the long polls.
         self._changed: dict[str, asyncio.Event] = {}
-        for name, attributes in journal.queues():
+        kept = list(journal.queues())
+        # Twice: a queue may come before the dead-letter queue that its attributes name.
+        for name, attributes in [*((name, {}) for name, _ in kept), *kept]:
             self._make(name, attributes)
         for name, message in journal.messages():
             self._queues[name].add(message)

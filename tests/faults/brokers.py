@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+from collections import defaultdict
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 
+import boto3
 import redis
+
+from infra.provision import ANYBODY
 
 
 class DeadLetter(NamedTuple):
@@ -39,6 +44,14 @@ class Broker(Protocol):
 
     def send(self, tenant: str, job: bytes, *, copies: int) -> None:
         """Put a sealed job into the tenant's queue several times."""
+        ...
+
+    def cut_clients(self) -> None:
+        """Disconnect every client, where the broker itself has a command for it."""
+        ...
+
+    def leftovers(self, tenant: str) -> list[str]:
+        """What must be gone when nothing waits."""
         ...
 
 
@@ -79,12 +92,12 @@ class RedisBroker:
                 pipe.xadd(f"q:{tenant}", {"job": job})
             pipe.execute()
 
-    def cut_clients(self) -> int:
-        """Disconnect every other client, as a failover does; returns how many."""
-        return int(self._client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"))
+    def cut_clients(self) -> None:
+        """See `Broker.cut_clients`."""
+        self._client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
     def leftovers(self, tenant: str) -> list[str]:
-        """What must be gone when nothing waits: pending entries and death counts."""
+        """See `Broker.leftovers`: pending entries and death counts."""
         found = []
         groups = self._client.xinfo_groups(f"q:{tenant}") if self._client.exists(f"q:{tenant}") else []
         if any(group["pending"] for group in groups):
@@ -92,3 +105,72 @@ class RedisBroker:
         if self._client.exists(f"deaths:{tenant}"):
             found.append("death counts")
         return found
+
+
+class SqsBroker:
+    """The local SQS.
+
+    Args:
+        endpoint: of its API.
+        queue_url: of a tenant's queue, with the place of the tenant's name in it.
+    """
+
+    part: Final = "sqs"
+    requests: Final = MappingProxyType(
+        {
+            "receive": b"AmazonSQS.ReceiveMessage",
+            "ack": b"AmazonSQS.DeleteMessageBatch",
+            "extend": b"AmazonSQS.ChangeMessageVisibilityBatch",
+            "dead_letter": b"AmazonSQS.SendMessage",
+        }
+    )
+
+    def __init__(self, endpoint: str, queue_url: str) -> None:
+        self._client = boto3.client(
+            "sqs",
+            endpoint_url=endpoint,
+            region_name=ANYBODY["AWS_DEFAULT_REGION"],
+            aws_access_key_id=ANYBODY["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=ANYBODY["AWS_SECRET_ACCESS_KEY"],
+        )
+        self._queue_url = queue_url
+        #: By tenant and the message that each letter names as its source: a letter that comes twice is one.
+        self._letters: dict[str, dict[str, DeadLetter]] = defaultdict(dict)
+
+    def waiting(self, tenant: str) -> int:
+        """See `Broker.waiting`."""
+        names: Any = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+        found: Any = self._client.get_queue_attributes(QueueUrl=self._queue(tenant), AttributeNames=names)
+        return sum(int(found["Attributes"][name]) for name in names)
+
+    def dead_letters(self, tenant: str) -> list[DeadLetter]:
+        """See `Broker.dead_letters`. SQS has no look without a lease, so they are taken out and kept here."""
+        dead_url = f"{self._queue(tenant)}_dead"
+        while messages := self._client.receive_message(
+            QueueUrl=dead_url, MaxNumberOfMessages=10, MessageAttributeNames=["All"]
+        ).get("Messages", []):
+            for message in messages:
+                attributes = {name: each["StringValue"] for name, each in message["MessageAttributes"].items()}
+                letter = DeadLetter(attributes["reason"], base64.b64decode(message["Body"]))
+                self._letters[tenant][attributes["source"]] = letter
+                self._client.delete_message(QueueUrl=dead_url, ReceiptHandle=message["ReceiptHandle"])
+        return list(self._letters[tenant].values())
+
+    def send(self, tenant: str, job: bytes, *, copies: int) -> None:
+        """See `Broker.send`."""
+        for first in range(0, copies, 10):
+            entries: Any = [
+                {"Id": str(index), "MessageBody": base64.b64encode(job).decode(), "MessageGroupId": tenant}
+                for index in range(first, min(first + 10, copies))
+            ]
+            self._client.send_message_batch(QueueUrl=self._queue(tenant), Entries=entries)
+
+    def cut_clients(self) -> None:
+        """See `Broker.cut_clients`: SQS has no such command."""
+
+    def leftovers(self, tenant: str) -> list[str]:  # noqa: ARG002  SQS keeps nothing beside its messages
+        """See `Broker.leftovers`."""
+        return []
+
+    def _queue(self, tenant: str) -> str:
+        return self._queue_url.replace("{tenant}", tenant)

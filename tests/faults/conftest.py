@@ -40,7 +40,13 @@ def redis_stack(tmp_path_factory: pytest.TempPathFactory, tally: Tally) -> Itera
     yield from running(tmp_path_factory.mktemp("redis-stack"), Shape(), tally)
 
 
-@pytest.fixture(params=["redis"])
+@pytest.fixture(scope="session")
+def sqs_stack(tmp_path_factory: pytest.TempPathFactory, tally: Tally) -> Iterator[FaultStack]:
+    """A stack on SQS, shared; every test leaves it serving."""
+    yield from running(tmp_path_factory.mktemp("sqs-stack"), Shape(source="sqs"), tally)
+
+
+@pytest.fixture(params=["redis", "sqs"])
 def stack(request: pytest.FixtureRequest) -> FaultStack:
     """The shared stack of each source, serving."""
     stack: FaultStack = request.getfixturevalue(f"{request.param}_stack")

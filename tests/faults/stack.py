@@ -18,13 +18,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
-from infra import queue_access
+from infra import parts, queue_access
 from infra.local import read_env
 from infra.local_enclave import REPOSITORY
+from infra.sqs_api import ACCOUNT
 from mrgc.client import Client
 from mrgc.wire import frames
 from mrgc.wire.addresses import connect, parse_address
-from tests.faults.brokers import RedisBroker
+from tests.faults.brokers import Broker, RedisBroker, SqsBroker
 from tests.faults.launcher import Alterations
 from tests.faults.results import BucketResults, DirectoryResults, Results
 from tests.faults.s3_server import BUCKET, S3Server
@@ -34,12 +35,13 @@ from tests.faults.workload import TENANTS
 from tests.waiting import until
 from worker import engine_protocol
 
-Source = Literal["redis"]
+Source = Literal["redis", "sqs"]
 WORKERS: Final = ("worker", "worker-2")
-PARTS: Final = ("redis", "kms", "enclave", "agent", "engine", *WORKERS)
 #: Short, so that what a dead worker held comes back while the test watches.
 LEASE_S: Final = 4.0
 BATCH_JOBS: Final = 16
+#: Account and name of a tenant's queue at the local SQS.
+SQS_PATH: Final = f"{ACCOUNT}/mrgc-{{tenant}}"
 START_S: Final = 120.0
 RESTART_S: Final = 60.0
 #: How long work may stand still after a fault: pauses and backoffs of an outage, and a start on a busy machine.
@@ -75,13 +77,15 @@ class FaultStack:
         self._shape = shape
         self._hold = directory / "hold"
         self._hold.mkdir(parents=True)
-        self.broker_proxy = TcpProxy(lambda: self._ports["redis"])
+        self.broker_proxy = TcpProxy(lambda: self._ports[self.source])
         self.s3 = S3Server()
         self.store_proxy = TcpProxy(lambda: self.s3.port)
         self._second_port = _free_port()
         self._process = self._launch()
         in_directory = shape.store == "directory"
-        self.results: Results = DirectoryResults(self._results_root) if in_directory else BucketResults(self.s3)
+        self.results: Results = (
+            DirectoryResults(lambda: self.inside("results")) if in_directory else BucketResults(self.s3)
+        )
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -117,6 +121,11 @@ class FaultStack:
         """Leases that a worker holds."""
         return int(self._metrics(worker)["mrgc_held_jobs"])
 
+    def retries(self, code: str) -> float:
+        """Outcomes with this code that asked for another try, at both workers."""
+        name = f'mrgc_retries_total{{code="{code}"}}'
+        return sum(self._metrics(worker).get(name, 0.0) for worker in WORKERS)
+
     def engine_counters(self) -> Mapping[str, float]:
         """What the engine has done since its start, from itself."""
         with connect(parse_address(f"unix:{self.directory}/run/engine.sock"), timeout_s=10) as sock:
@@ -144,10 +153,22 @@ class FaultStack:
     # --- looks -----------------------------------------------------------------------------------------------
 
     @cached_property
-    def broker(self) -> RedisBroker:
+    def broker(self) -> Broker:
         """The broker, past the proxy."""
-        login = queue_access.login(self.directory, "operator")
-        return RedisBroker(f"redis://{login}127.0.0.1:{self._ports['redis']}/0")
+        if self.source == "redis":
+            login = queue_access.login(self.directory, "operator")
+            return RedisBroker(f"redis://{login}127.0.0.1:{self._ports['redis']}/0")
+        endpoint = f"http://127.0.0.1:{self._ports['sqs']}"
+        return SqsBroker(endpoint, f"{endpoint}/{SQS_PATH}")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Every process that the supervisor keeps alive."""
+        return tuple(json.loads((self.directory / "pids.json").read_text()))
+
+    def inside(self, folder: str) -> Path:
+        """A folder of the stack as its own processes see it: they may have a mount namespace of their own."""
+        return Path(f"/proc/{self._process.pid}/root{self.directory}/{folder}")
 
     @property
     def models(self) -> Path:
@@ -186,8 +207,10 @@ class FaultStack:
         return pid
 
     def wait_restarted(self, part: str, dead: int) -> None:
-        """Wait until a part that died runs again."""
+        """Wait until a part that died runs again, and listens if it is the broker."""
         until(lambda: self.pid(part) != dead, within_s=RESTART_S, what=f"{part} started again")
+        if part == self.broker.part:
+            until(lambda: parts.listens(self._ports[part]), within_s=RESTART_S, what=f"{part} listens")
 
     @contextlib.contextmanager
     def stopped(self, part: str) -> Iterator[None]:
@@ -210,6 +233,20 @@ class FaultStack:
         finally:
             gate.unlink()
 
+    def crash(self) -> None:
+        """Kill every process, the supervisor too, as a machine does that loses its power."""
+        # Stopped first, so that it starts nothing again in between.
+        self._process.send_signal(signal.SIGSTOP)
+        for part in self.parts:
+            self.kill(part)
+        self._process.kill()
+        self._process.communicate()
+
+    def restart(self) -> None:
+        """Start again on the same data after a crash, and wait until both workers serve."""
+        self._process = self._launch()
+        self.wait_started()
+
     # --- parts of the above ----------------------------------------------------------------------------------
 
     @cached_property
@@ -227,17 +264,14 @@ class FaultStack:
         pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
         return {name: float(value) for name, _, value in pairs}
 
-    def _results_root(self) -> Path:
-        # Seen through the stack's own process, because it may have a mount namespace of its own.
-        return Path(f"/proc/{self._process.pid}/root{self.directory}/results")
-
     def _launch(self) -> subprocess.Popen[bytes]:
         file = self.directory / "alterations.json"
         self._alterations().write(file)
         command = [sys.executable, "-m", "tests.faults.launcher", str(file), "up", "--dir", str(self.directory)]
+        options = ["--tenants", ",".join(TENANTS), "--threads", "1", "--queue", self.source]
         with (self.directory / "launcher.log").open("ab") as log:
             return subprocess.Popen(
-                [*self._shape.prefix, *command, "--tenants", ",".join(TENANTS), "--threads", "1"],
+                [*self._shape.prefix, *command, *options],
                 cwd=REPOSITORY,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -246,9 +280,12 @@ class FaultStack:
 
     def _alterations(self) -> Alterations:
         through = f"127.0.0.1:{self.broker_proxy.port}"
-        worker = {
+        urls = {
             "MRGC_QUEUE_URL": f"redis://{queue_access.login(self.directory, 'worker')}{through}/0",
             "MRGC_BROKER_URL": f"redis://{queue_access.login(self.directory, 'control')}{through}/1",
+        }
+        worker = {
+            **(urls if self.source == "redis" else {"MRGC_QUEUE_URL": f"http://{through}/{SQS_PATH}"}),
             "MRGC_LEASE_S": str(LEASE_S),
             "MRGC_MAX_BATCH_JOBS": str(BATCH_JOBS),
             "MRGC_MAX_INFLIGHT_JOBS": "128",

@@ -18,6 +18,8 @@ LOST = 6
 @pytest.mark.parametrize("request_kind", ["receive", "ack", "extend", "recover"])
 def test_a_lost_answer_loses_and_doubles_nothing(stack: FaultStack, work: Workload, request_kind: str) -> None:
     """The broker carries a request out, and its answer never arrives: the request is repeated, or its lease lapses."""
+    if request_kind not in stack.broker.requests:
+        pytest.skip(f"{stack.source} has no such request")
     proxy = stack.broker_proxy
     before = proxy.lost
     with work.feeding(backlog=60):

@@ -47,6 +47,7 @@ def ensure_settled(
         within_s: how long the queues may take to run empty.
     """
     stack = work.stack
+    stack.wait_ready()
     until(lambda: not any(map(stack.broker.waiting, TENANTS)), within_s=within_s, what="the queues are empty")
     verdict = judge(work)
     stack.tally.settle(
