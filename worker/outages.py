@@ -2,7 +2,8 @@
 
 An outage of engine, enclave, KMS, store or broker counts against no job. It closes the intake for a growing, jittered
 time; then a few jobs are let in, and the first success opens it again. A tenant's own KMS failing closes it for that
-tenant only, and one job that fails for ever, while others succeed, closes it for nobody.
+tenant only, and one job that fails for ever, while others succeed, closes it for nobody. Whether KMS fails one tenant
+or all is told by the others: as long as nobody is served, it is all.
 
 May import: the standard library, mrgc.errors, worker.backoff. Called by the intake. Safe to share between threads.
 """
@@ -29,6 +30,7 @@ _SCOPES: Final = {StoreUnavailable.code: "store", QueueUnavailable.code: "queue"
 @dataclass(slots=True)
 class _Outage:
     code: str
+    began_s: float
     closed_until_s: float
     backoff: Backoff = field(default_factory=lambda: Backoff(base_s=FIRST_PAUSE_S, cap_s=LONGEST_PAUSE_S))
 
@@ -57,6 +59,7 @@ class Outages:
         self._lock = threading.Lock()
         self._shared: dict[str, _Outage] = {}
         self._tenants: dict[str, _Outage] = {}
+        self._served_s = float("-inf")
 
     def failed(self, error: MrgcError, *, tenant: str | None = None) -> bool:
         """Note an error that asks for a retry.
@@ -78,6 +81,7 @@ class Outages:
         with self._lock:
             self._shared.pop(_ENGINE, None)
             self._tenants.pop(tenant, None)
+            self._served_s = self._clock()
 
     def stored(self) -> None:
         """Note that the store took an object or gave one."""
@@ -102,14 +106,15 @@ class Outages:
             )
 
     def codes(self) -> list[str]:
-        """Return the codes of the outages that every tenant feels, for /readyz."""
+        """Return the codes of the outages that every tenant feels, as far as is known, for /readyz."""
         with self._lock:
-            return sorted({outage.code for outage in self._shared.values()})
+            unserved = (outage for outage in self._tenants.values() if outage.began_s >= self._served_s)
+            return sorted({outage.code for outage in (*self._shared.values(), *unserved)})
 
     def _close(self, outages: dict[str, _Outage], scope: str, code: str) -> bool:
         now_s = self._clock()
         begins = scope not in outages
-        outage = outages.setdefault(scope, _Outage(code, now_s))
+        outage = outages.setdefault(scope, _Outage(code, now_s, now_s))
         outage.code = code
         # The jobs of one batch fail together; only the first of them lengthens the pause.
         if outage.closed_until_s <= now_s:

@@ -85,12 +85,35 @@ def test_a_batch_of_failures_lengthens_the_pause_once() -> None:
     assert outages.gate().is_open
 
 
+def test_kms_is_away_for_all_while_nobody_is_served() -> None:
+    """Whoever is served after a tenant's KMS began to fail shows that it fails that tenant alone."""
+    now = [0.0]
+    outages = Outages(clock=lambda: now[0])
+    outages.served(tenant="globex")
+    now[0] += 1
+    outages.failed(KeyBusyError(), tenant="acme")
+    assert outages.codes() == ["key_busy"]
+    now[0] += 1
+    outages.served(tenant="globex")
+    assert outages.codes() == []
+    now[0] += 1
+    outages.failed(KeyBusyError(), tenant="acme")
+    assert outages.codes() == []
+    outages.failed(KeyBusyError(), tenant="globex")
+    assert outages.codes() == ["key_busy"]
+    outages.served(tenant="globex")
+    outages.served(tenant="acme")
+    assert outages.codes() == []
+
+
 def test_outages_do_not_hide_one_another() -> None:
     """Store, broker and engine recover each by its own success; a tenant's KMS concerns that tenant."""
-    outages = Outages(clock=lambda: 0.0)
+    now = [0.0]
+    outages = Outages(clock=lambda: now[0])
     outages.failed(StoreUnavailable(), tenant="acme")
     outages.failed(QueueUnavailable())
     outages.failed(KeyBusyError(), tenant="acme")
+    now[0] += 0.01
     outages.served(tenant="globex")
     assert outages.codes() == ["queue_unavailable", "store_unavailable"]
     assert outages.gate().closed_tenants == {"acme"}
