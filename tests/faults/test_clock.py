@@ -86,10 +86,10 @@ def test_jobs_that_meet_a_kms_with_another_clock_wait(clocks: FaultStack, by: st
     work.close()
 
 
-def test_statement_4_the_enclave_refuses_expired_jobs_that_a_worker_with_a_late_clock_admits(
+def test_the_enclave_refuses_expired_jobs_that_a_worker_with_a_late_clock_admits(
     clocks: FaultStack,
 ) -> None:
-    """To a host two hours behind no job looks expired; the enclave's own clock keeps expired ones off the GPU."""
+    """Statement 4: to a host two hours behind no job looks expired; the enclave's clock keeps them off the GPU."""
     clocks.wait_ready()
     work = Workload(clocks)
     jobs = [work.seal(tenant, lifetime_s=1) for tenant in TENANTS for _ in range(10)]

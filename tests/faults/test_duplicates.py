@@ -17,9 +17,7 @@ COPIES = 100
 SHORT_LIFE_S = 25
 
 
-def test_statement_4_a_job_delivered_a_hundred_times_leaves_one_unchanged_result(
-    stack: FaultStack, work: Workload
-) -> None:
+def test_a_job_delivered_a_hundred_times_leaves_one_unchanged_result(stack: FaultStack, work: Workload) -> None:
     """A hundred copies go to two workers at once while every process is killed once; the first result stays."""
     (sent,) = work.add(1, tenant="acme")
     for part in (None, *WORKERS, "engine", "enclave", stack.broker.part):
@@ -33,7 +31,7 @@ def test_statement_4_a_job_delivered_a_hundred_times_leaves_one_unchanged_result
     assert stack.results.objects()[object_name(sent.job)] == first
 
 
-def test_statement_4_expired_jobs_never_reach_the_gpu(stack: FaultStack, work: Workload) -> None:
+def test_expired_jobs_never_reach_the_gpu(stack: FaultStack, work: Workload) -> None:
     """Jobs that expired in the queue are dead letters, and the engine runs no forward pass for them."""
     jobs = [work.seal(tenant, lifetime_s=1) for tenant in TENANTS for _ in range(20)]
     until(lambda: all(each.job.expires < work.now_s() for each in jobs), within_s=10, what="the jobs expire")
@@ -44,9 +42,7 @@ def test_statement_4_expired_jobs_never_reach_the_gpu(stack: FaultStack, work: W
     ensure_settled(work, dead=[each.job.job for each in jobs], reason="expired")
 
 
-def test_statement_4_a_replay_recreates_a_deleted_result_only_until_the_job_expires(
-    stack: FaultStack, work: Workload
-) -> None:
+def test_a_replay_recreates_a_deleted_result_only_until_the_job_expires(stack: FaultStack, work: Workload) -> None:
     """A tenant deletes a result: a copy of the job makes it anew while the job lives, and never afterwards."""
     (sent,) = work.add(1, tenant="acme", lifetime_s=SHORT_LIFE_S)
     name = object_name(sent.job)
