@@ -179,6 +179,8 @@ class Client:
     def wait(self, jobs: Iterable[SubmittedJob], *, timeout_s: float | None = None) -> Iterator[Outcome]:
         """Wait until every job has ended, at its `expires` at the latest.
 
+        The object store is looked at, sooner when the queue is at Redis and its notices name a job.
+
         Args:
             jobs: what to wait for.
             timeout_s: give up after so many seconds.
@@ -191,7 +193,7 @@ class Client:
         """
         deadline_s = float("inf") if timeout_s is None else self._clock.now() + timeout_s
         schedule = LookSchedule(jobs, deadline_s=deadline_s)
-        return wait_for(schedule, self._look, now=self._clock.now, rest=self._clock.rest)
+        return wait_for(schedule, self._look, now=self._clock.now, rest=self._parts.rest(schedule))
 
     def fetch(self, job: SubmittedJob) -> bytes:
         """Read a job's stored result, still sealed and not yet verified.

@@ -6,12 +6,13 @@ Called by `mrgc.client`. May import: the standard library and the tenant's modul
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from mrgc.client_settings import ClientSettings
 from mrgc.data_keys import DataKeys
+from mrgc.done_stream import DoneStream
 from mrgc.errors import ConfigError
 from mrgc.job_queue import JobQueue
 from mrgc.redis_queue import RedisQueue
@@ -19,6 +20,7 @@ from mrgc.result_store import ResultStore
 from mrgc.sqs_queue import SqsQueue
 from mrgc.submitted import SubmittedJobs
 from mrgc.tenant_kms import TenantKms
+from mrgc.waiting import LookSchedule, Rest
 from mrgc.wire.queue_urls import is_sqs
 
 
@@ -74,6 +76,27 @@ class ClientParts:
         """Where results appear."""
         return ResultStore(self._settings.results_url, self._settings.aws)
 
+    @cached_property
+    def notices(self) -> DoneStream | None:
+        """Where the service says which jobs have ended; None where the queue has no notices."""
+        settings = self._settings
+        if not settings.queue_url or is_sqs(settings.queue_url):
+            return None
+        clock = self._clock
+        return DoneStream(settings.queue_url, tenant=settings.tenant, monotonic=clock.monotonic, rest=clock.rest)
+
+    def rest(self, schedule: LookSchedule) -> Rest:
+        """Return how to rest between the looks of one wait: hearing notices where there are any."""
+        notices = self.notices
+        if notices is not None:
+            return notices.listener(schedule.first_created_s, is_wanted=schedule.is_pending)
+
+        def only_rest(seconds: float) -> Iterable[bytes]:
+            self._clock.rest(seconds)
+            return ()
+
+        return only_rest
+
     @property
     def kms_calls(self) -> int:
         """Calls made to KMS so far; asking makes no connection."""
@@ -81,6 +104,7 @@ class ClientParts:
 
     def close(self) -> None:
         """Zero the data keys and close every connection; a part used again is made again."""
-        for name in ("keys", "kms", "queue", "store", "records"):
-            if name in self.__dict__:
-                self.__dict__.pop(name).close()
+        for name in ("keys", "kms", "queue", "notices", "store", "records"):
+            part = self.__dict__.pop(name, None)
+            if part is not None:
+                part.close()

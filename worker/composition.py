@@ -12,9 +12,13 @@ from http import HTTPStatus
 from worker import metrics
 from worker.health import HttpServer, Page, health_page, readiness_page
 from worker.intake import Intake
+from worker.notices import Notifier
+from worker.redis_notices import RedisNotices
 from worker.registry import Registry
 from worker.settings import HttpAddress, WorkerSettings
+from worker.sns_notices import SnsNotices
 from worker.sources.brokers import open_source
+from worker.sources.redis_streams import connect
 
 
 def build_intake(settings: WorkerSettings) -> Intake:
@@ -24,7 +28,22 @@ def build_intake(settings: WorkerSettings) -> Intake:
         ConfigError: the registry cannot be read, or a setting does not fit the broker.
     """
     source = open_source(settings.queue_url, consumer=consumer_name(), lease_s=settings.lease_s)
-    return Intake(settings, source=source, registry=Registry(settings.registry))
+    return Intake(settings, source=source, registry=Registry(settings.registry), notifier=open_notifier(settings))
+
+
+def open_notifier(settings: WorkerSettings) -> Notifier | None:
+    """Make the way to tell tenants of ended jobs; nothing is sent before it is used.
+
+    Raises:
+        ConfigError: MRGC_NOTICES is malformed.
+    """
+    match settings.notices:
+        case "off":
+            return None
+        case "stream":
+            return RedisNotices(connect(settings.queue_url))
+        case topic:
+            return SnsNotices(topic)
 
 
 def consumer_name() -> str:

@@ -27,6 +27,7 @@ from worker.holdings import Holdings
 from worker.job import Job
 from worker.leases import LeaseKeeper
 from worker.metrics import Metrics
+from worker.notices import Announcer, Notifier
 from worker.object_store import ObjectStore
 from worker.outages import Outages
 from worker.registry import Registry
@@ -53,9 +54,12 @@ class Intake:
         settings: of the worker.
         source: where jobs come from.
         registry: who may send what.
+        notifier: tells tenants that their jobs have ended; None tells nobody.
     """
 
-    def __init__(self, settings: WorkerSettings, *, source: JobSource, registry: Registry) -> None:
+    def __init__(
+        self, settings: WorkerSettings, *, source: JobSource, registry: Registry, notifier: Notifier | None = None
+    ) -> None:
         self.metrics = Metrics()
         self._settings = settings
         self._source = source
@@ -65,7 +69,9 @@ class Intake:
         self._outages = Outages()
         self._holdings = Holdings(max_jobs=settings.max_inflight_jobs, max_bytes=settings.max_inflight_bytes)
         self._admission = Admission(settings.results_url, settings.max_body_bytes, settings.max_batch_bytes)
-        self._settler = Settler(source, ObjectStore(s3_endpoint=settings.s3_endpoint), self._settle_events())
+        self._announcer = Announcer(notifier, count=lambda outcome, n: self.metrics.notices.labels(outcome).inc(n))
+        store = ObjectStore(s3_endpoint=settings.s3_endpoint)
+        self._settler = Settler(source, store, self._settle_events(), self._announcer)
         self._dispatcher = Dispatcher(self._make_batcher(), self._dispatch_rules())
         self._engines = Engines(settings.engines, self)
         self._keeper = LeaseKeeper(
@@ -107,6 +113,7 @@ class Intake:
             self._hand_back(self._dispatcher.take_waiting_retries())
         left = self._threads.stop_all(within_s=STOP_S)
         self._hand_back_leases(self._holdings.leases())
+        self._announcer.close()
         self._source.close()
         _log.info("intake stopped", count=len(left))
 
@@ -204,7 +211,7 @@ class Intake:
         for job, outcome in zip(jobs, outcomes, strict=True):
             if isinstance(outcome, Served):
                 self.metrics.served.labels(job.tenant, outcome.status).inc()
-                self._settler.store(job, outcome.result)
+                self._settler.store(job, outcome)
             elif outcome.action in (Action.RETRY, Action.FATAL):
                 self._retry(job, outcome)
             else:

@@ -34,6 +34,7 @@ class Metrics:
         self.received = counter("jobs_received", "messages leased, recovered ones included", "tenant")
         self.served = counter("jobs_served", "sealed results that came from an engine", "tenant", "status")
         self.dead_letters = counter("dead_letters", "messages moved to the dead letters", "tenant", "code")
+        self.notices = counter("notices", "notices of ended jobs to tenants: sent, or lost", "outcome")
         self.retries = counter("retries", "outcomes that asked for another try", "code")
         self.engine_deaths = counter("engine_deaths", "engines that died with jobs in them")
         self.threads_replaced = counter("threads_replaced", "dead threads that were replaced", "thread")

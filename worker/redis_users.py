@@ -24,7 +24,8 @@ PRODUCER: Final = "producer"
 #: What worker.sources does to the tenants' streams. EVAL runs under the same rules as its caller.
 _WORKER: Final = (
     "~q:* ~dead:* ~deaths:* ~done:* resetchannels -@all +ping +select +multi +exec +eval +xgroup|create "
-    "+xgroup|delconsumer +xreadgroup +xautoclaim +xclaim +xack +xdel +xadd +xlen +xrange +xpending +hincrby +hget +hdel"
+    "+xgroup|delconsumer +xreadgroup +xautoclaim +xclaim +xack +xdel +xadd +xlen +xrange +xpending +hincrby +hget "
+    "+hdel +expire"
 )
 #: What kombu does as a consumer. PSUBSCRIBE wants its pattern literally; the number is the broker's database.
 _CONTROL: Final = (

@@ -1,4 +1,4 @@
-"""What happens to a message after its verdict: store the result, then ack; or dead-letter it; or fetch its body first.
+"""What happens to a message after its verdict: store the result, tell the tenant, ack; or dead-letter it; or fetch it.
 
 One asyncio loop in a thread of its own. Every task insists: an outage of store or broker delays it and never drops it,
 and the acknowledgement of a message comes strictly after its result is stored. Tasks outlive the loop's thread, so a
@@ -13,14 +13,15 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
 
 from mrgc.errors import BodyMissing, MrgcError, QueueUnavailable, StoreUnavailable
-from mrgc.wire.strict_cbor import Buffer
 from worker.backoff import Backoff
+from worker.engine_protocol import Served
 from worker.job import Job
+from worker.notices import REFUSED, Announcer, Notice
 from worker.object_store import ObjectStore
 from worker.sources.base import ClaimCheck, JobSource, Lease
 
@@ -51,6 +52,12 @@ class _Task:
     unstored_bytes: int = 0
 
 
+class _Ack(NamedTuple):
+    job: Job
+    #: Of its result.
+    status: str
+
+
 @dataclass(frozen=True, slots=True)
 class SettleEvents:
     """Whom the settler tells. Called on its loop; must not block."""
@@ -72,17 +79,19 @@ class Settler:
         source: where the messages came from.
         store: where results go and claim checks lie.
         events: whom to tell.
+        announcer: tells the tenants.
     """
 
-    def __init__(self, source: JobSource, store: ObjectStore, events: SettleEvents) -> None:
+    def __init__(self, source: JobSource, store: ObjectStore, events: SettleEvents, announcer: Announcer) -> None:
         self._source = source
         self._store = store
+        self._announcer = announcer
         self._events = events
         self._lock = threading.Lock()
         self._tasks: set[_Task] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unstored_bytes = 0
-        self._acks: asyncio.Queue[tuple[Job, asyncio.Future[None]]]
+        self._acks: asyncio.Queue[tuple[_Ack, asyncio.Future[None]]]
         self._requests: asyncio.Semaphore
 
     @property
@@ -90,16 +99,16 @@ class Settler:
         """Bytes of results that wait for the store."""
         return self._unstored_bytes
 
-    def store(self, job: Job, result: Buffer) -> None:
-        """Store a sealed result, then acknowledge its message."""
+    def store(self, job: Job, served: Served) -> None:
+        """Store a sealed result, tell its tenant, then acknowledge its message."""
 
         async def run() -> None:
-            await self._insist(job.lease, lambda: self._store.create(job.result_url, result))
+            await self._insist(job.lease, lambda: self._store.create(job.result_url, served.result))
             self._events.stored()
-            await self._insist(job.lease, lambda: self._ack(job))
+            await self._insist(job.lease, lambda: self._ack(_Ack(job, served.status)))
             self._events.settled(job.lease)
 
-        self._start(_Task(job.lease, run, len(result)))
+        self._start(_Task(job.lease, run, len(served.result)))
 
     def dead_letter(self, lease: Lease, *, code: str, hint_url: str | None = None) -> None:
         """Move a message to the dead letters, with a hint to its tenant beside where the result would be.
@@ -116,6 +125,9 @@ class Settler:
             lease.closing = True
             if await self._insist(lease, lambda: asyncio.to_thread(self._source.dead_letter, lease, reason=code)):
                 self._events.dead_lettered(lease, code)
+                if hint_url is not None:
+                    notice = Notice.of(lease.tenant, hint_url, REFUSED)
+                    await asyncio.to_thread(self._announcer.announce, [notice])
             self._events.settled(lease)
 
         self._start(_Task(lease, run))
@@ -209,9 +221,9 @@ class Settler:
         except (MrgcError, TimeoutError):
             _log.info("hint not stored", code=code)
 
-    async def _ack(self, job: Job) -> None:
+    async def _ack(self, ack: _Ack) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        await self._acks.put((job, done))
+        await self._acks.put((ack, done))
         await done
 
     async def _flush_acks(self) -> None:
@@ -220,7 +232,7 @@ class Settler:
             waiting = await self._gather_acks()
             error: MrgcError | None = None
             try:
-                await asyncio.to_thread(self._acknowledge, [job for job, _ in waiting])
+                await asyncio.to_thread(self._acknowledge, [ack for ack, _ in waiting])
             except (StoreUnavailable, QueueUnavailable) as err:
                 error = err
             for _, done in waiting:
@@ -229,23 +241,25 @@ class Settler:
                 else:
                     done.set_exception(error)
 
-    async def _gather_acks(self) -> list[tuple[Job, asyncio.Future[None]]]:
+    async def _gather_acks(self) -> list[tuple[_Ack, asyncio.Future[None]]]:
         """Wait for the first, then a little longer while the broker's requests would not be full."""
         waiting = [await self._acks.get()]
-        tenants = {waiting[0][0].tenant}
+        tenants = {waiting[0][0].job.tenant}
         try:
             async with asyncio.timeout(GATHER_S):
                 while len(waiting) < MAX_ACKS:
                     if self._acks.empty() and len(waiting) >= self._source.acks_per_call * len(tenants):
                         break
                     waiting.append(await self._acks.get())
-                    tenants.add(waiting[-1][0].tenant)
+                    tenants.add(waiting[-1][0].job.tenant)
         except TimeoutError:
             pass
         return waiting
 
-    def _acknowledge(self, jobs: Sequence[Job]) -> None:
-        self._store.flush([job.result_url for job in jobs])
-        for job in jobs:
-            job.lease.closing = True
-        self._source.ack([job.lease for job in jobs])
+    def _acknowledge(self, acks: Sequence[_Ack]) -> None:
+        self._store.flush([ack.job.result_url for ack in acks])
+        # Before the acknowledgement: a crash between the two repeats the notices, and after it would lose them.
+        self._announcer.announce([Notice.of(ack.job.tenant, ack.job.result_url, ack.status) for ack in acks])
+        for ack in acks:
+            ack.job.lease.closing = True
+        self._source.ack([ack.job.lease for ack in acks])

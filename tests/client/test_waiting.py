@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from mrgc.errors import StoreUnavailable
 from mrgc.submitted import SubmittedJob
-from mrgc.waiting import MAX_REST_S, MIN_REST_S, ROUND_JOBS, LookSchedule, Outcome, State, wait_for
+from mrgc.waiting import (
+    MAX_ANNOUNCED_REST_S,
+    MAX_REST_S,
+    MIN_REST_S,
+    ROUND_JOBS,
+    LookSchedule,
+    Outcome,
+    State,
+    wait_for,
+)
 from tests.client.test_submitted import JOB
 
 
@@ -22,8 +31,9 @@ def make_jobs(expiries: Sequence[int]) -> list[SubmittedJob]:
 class Service:
     """Jobs that are ready at given times, and the clock that the wait reads."""
 
-    def __init__(self, ready_at_s: dict[bytes, float]) -> None:
+    def __init__(self, ready_at_s: dict[bytes, float], announces_at_s: dict[bytes, float] | None = None) -> None:
         self.ready_at_s = ready_at_s
+        self.announces_at_s = announces_at_s or {}
         self.now_s = 0.0
         self.looks: list[tuple[float, bytes]] = []
         self.rests: list[float] = []
@@ -34,10 +44,16 @@ class Service:
         self.looks += [(self.now_s, job.job) for job in jobs]
         return [Outcome(job, State.OK) if self.ready_at_s[job.job] <= self.now_s else None for job in jobs]
 
-    def rest(self, seconds: float) -> None:
-        """Let time pass."""
+    def rest(self, seconds: float) -> list[bytes]:
+        """Let time pass until the service announces a job."""
+        heard_at_s = min((at_s for at_s in self.announces_at_s.values() if at_s > self.now_s), default=float("inf"))
+        seconds = min(seconds, max(0.0, heard_at_s - self.now_s))
         self.rests.append(seconds)
         self.now_s += seconds
+        heard = [job for job, at_s in self.announces_at_s.items() if at_s <= self.now_s]
+        for job in heard:
+            del self.announces_at_s[job]
+        return heard
 
     def wait(self, jobs: Sequence[SubmittedJob], *, deadline_s: float = float("inf")) -> list[tuple[float, Outcome]]:
         """Wait for jobs; tell when each outcome came."""
@@ -108,6 +124,36 @@ def test_the_rests_of_two_waits_differ() -> None:
     assert first.rests != second.rests
 
 
+@given(
+    ready=st.lists(st.floats(0, 100), min_size=1, max_size=100),
+    heard=st.lists(st.floats(-5, 5) | st.none(), min_size=100, max_size=100),
+)
+def test_no_notice_makes_a_result_missed_or_wrong(ready: list[float], heard: list[float | None]) -> None:
+    """Notices that come late, early, never, or of jobs that are not ready change when a job is looked at, not what."""
+    jobs = make_jobs([1_000] * len(ready))
+    announced = {job.job: at + off for job, at, off in zip(jobs, ready, heard, strict=False) if off is not None}
+    service = Service({job.job: at for job, at in zip(jobs, ready, strict=True)}, announced)
+    ended = service.wait(jobs)
+    assert sorted(outcome.job.job for _, outcome in ended) == [job.job for job in jobs]
+    for at_s, outcome in ended:
+        assert outcome.state is State.OK
+        ready_s = service.ready_at_s[outcome.job.job]
+        assert ready_s <= at_s <= ready_s + MAX_ANNOUNCED_REST_S + 0.1
+
+
+def test_an_announced_job_is_looked_at_at_once_and_alone() -> None:
+    """Among many that wait, a notice costs one look; and once notices are heard, polls are rarer."""
+    jobs = make_jobs([10_000] * (2 * ROUND_JOBS))
+    service = Service({job.job: 50.0 + index for index, job in enumerate(jobs)})
+    service.announces_at_s = {job: at_s + 0.01 for job, at_s in service.ready_at_s.items()}
+    ended = service.wait(jobs)
+    assert all(at_s - service.ready_at_s[outcome.job.job] < 0.2 for at_s, outcome in ended)
+    while_told = [at_s for at_s, _ in service.looks if at_s > 55]
+    # Each job once by its notice; beside these a round of polls every five seconds at the most.
+    polls = (50 + len(jobs) - 55) / (MAX_ANNOUNCED_REST_S / 2)
+    assert len(while_told) <= len(jobs) + (polls + 2) * ROUND_JOBS
+
+
 def test_an_error_of_the_store_ends_the_wait() -> None:
     """What looking raises is raised; nothing is reported about jobs that were not seen."""
 
@@ -115,7 +161,7 @@ def test_an_error_of_the_store_ends_the_wait() -> None:
         raise StoreUnavailable("object store does not answer")
 
     with pytest.raises(StoreUnavailable):
-        next(wait_for(LookSchedule([JOB], deadline_s=1), look, now=lambda: 0.0, rest=lambda _: None))
+        next(wait_for(LookSchedule([JOB], deadline_s=1), look, now=lambda: 0.0, rest=lambda _: ()))
 
 
 def test_waiting_for_nothing_ends_at_once() -> None:

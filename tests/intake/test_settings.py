@@ -14,6 +14,7 @@ WORKER = {
     "MRGC_REGISTRY": "/etc/mrgc/tenants.toml",
     "MRGC_ENGINES": "unix:/run/a.sock,unix:/run/b.sock",
 }
+SQS = "https://sqs.eu-west-1.amazonaws.com/111122223333/mrgc-{tenant}"
 ENGINE = {
     "MRGC_ENGINE": "unix:/run/engine.sock",
     "MRGC_ENCLAVE": "vsock:16:5000",
@@ -29,6 +30,8 @@ def test_required_settings_are_enough() -> None:
     assert worker.engines == ("unix:/run/a.sock", "unix:/run/b.sock")
     assert (worker.lease_s, worker.max_batch_jobs, worker.max_wait_ms, worker.drain_s) == (30.0, 64, 5.0, 20.0)
     assert worker.http is None
+    assert worker.notices == "stream"
+    assert WorkerSettings.from_env(WORKER | {"MRGC_QUEUE_URL": SQS}).notices == "off"
     assert EngineSettings.from_env(ENGINE).dtype == "auto"
     assert AgentSettings.from_env(AGENT).json_protocol is False
     assert EdgeSettings.from_env(WORKER).queue_url == WORKER["MRGC_QUEUE_URL"]
@@ -48,12 +51,14 @@ def test_every_setting_is_read() -> None:
             "MRGC_MAX_INFLIGHT_BYTES": "3000000",
             "MRGC_MAX_BODY_BYTES": "1000000",
             "MRGC_DRAIN_S": "",
+            "MRGC_NOTICES": "off",
             "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:5000",
         }
     )
     assert worker.http == HttpAddress("127.0.0.1", 9000)
     assert (worker.lease_s, worker.max_batch_jobs, worker.max_batch_bytes) == (2.5, 7, 2_000_000)
     assert (worker.max_wait_ms, worker.max_inflight_jobs, worker.max_inflight_bytes) == (0.0, 70, 3_000_000)
+    assert worker.notices == "off"
     assert (worker.max_body_bytes, worker.drain_s, worker.s3_endpoint) == (1_000_000, 20.0, "http://127.0.0.1:5000")
     assert AgentSettings.from_env(AGENT | {"MRGC_JSON_PROTOCOL": "1"}).json_protocol is True
 
@@ -101,6 +106,12 @@ def test_a_wrong_engine_setting_is_refused(name: str, value: str) -> None:
     """The engine listens on a unix socket only, and never talks to the host's own vsock address."""
     with pytest.raises(ConfigError):
         EngineSettings.from_env(ENGINE | {name: value})
+
+
+def test_notices_in_a_stream_need_a_redis() -> None:
+    """Where the queue is at SQS there is no server for the stream."""
+    with pytest.raises(ConfigError, match="MRGC_NOTICES"):
+        WorkerSettings.from_env(WORKER | {"MRGC_QUEUE_URL": SQS, "MRGC_NOTICES": "stream"})
 
 
 def test_passwords_are_not_shown() -> None:

@@ -1,6 +1,7 @@
 """Names of keys and fields of stream entries (docs/spec.md §5): pure.
 
-Stream `q:TENANT` with group `gpu`; stream `dead:TENANT` for what cannot be served; hash `deaths:TENANT` for engine
+Stream `q:TENANT` with group `gpu`; stream `dead:TENANT` for what cannot be served; stream `done:TENANT` for notices of
+ended jobs; hash `deaths:TENANT` for engine
 deaths by entry, because the server's own delivery count also counts hand-backs.
 
 May import: the standard library, mrgc.errors, mrgc.wire, worker.sources. Called by worker.sources.redis_*.
@@ -31,6 +32,11 @@ def queue_stream(tenant: str) -> str:
 def dead_stream(tenant: str) -> str:
     """Return the key of a tenant's dead letters."""
     return f"dead:{tenant}"
+
+
+def done_stream(tenant: str) -> str:
+    """Return the key of a tenant's notices of ended jobs."""
+    return f"done:{tenant}"
 
 
 def deaths_hash(tenant: str) -> str:

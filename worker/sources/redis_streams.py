@@ -107,7 +107,7 @@ class RedisStreams:
         self._cursors: dict[str, bytes] = {}
         self._plan = ReceivePlan(max_message_bytes=MAX_MESSAGE_BYTES)
 
-    #: All streams' messages leave in one transaction.
+    #: All streams' messages leave in one round trip.
     acks_per_call: Final = 1
 
     @property
@@ -156,8 +156,12 @@ class RedisStreams:
         return [lease for lease in leases if lease.key not in kept]
 
     def ack(self, leases: Sequence[Lease]) -> None:
-        """Remove entries, their pending records and their death counts in one transaction."""
-        with mapped_errors(), self._client.pipeline(transaction=True) as pipe:
+        """Remove death counts, entries and their pending records, in an order in which every part is safe.
+
+        Not in a transaction: a server out of memory refuses all of MULTI, and could then never be drained. An entry is
+        gone with its XDEL; if the connection ends before its XACK, a recovery clears the pending record.
+        """
+        with mapped_errors(), self._client.pipeline(transaction=False) as pipe:
             for tenant, group in _by_tenant(leases).items():
                 self._remove(pipe, tenant, [lease.message_id for lease in group])
             pipe.execute()
@@ -308,9 +312,9 @@ class RedisStreams:
 
     @staticmethod
     def _remove(pipe: Any, tenant: str, ids: list[str]) -> None:
-        pipe.xack(queue_stream(tenant), GROUP, *ids)
-        pipe.xdel(queue_stream(tenant), *ids)
         pipe.hdel(deaths_hash(tenant), *ids)
+        pipe.xdel(queue_stream(tenant), *ids)
+        pipe.xack(queue_stream(tenant), GROUP, *ids)
 
 
 def _by_tenant(leases: Iterable[Lease]) -> dict[str, list[Lease]]:
