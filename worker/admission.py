@@ -134,6 +134,7 @@ class Admission:
             expires=header.expires,
             cost_bytes=max(len(body), answer_bytes),
             object_url=(header.result or prefix) + name,
+            is_exclusive=tenant.exclusive,
         )
 
     def _expected_answer_bytes(self, header: JobHeader, capacity: Capacity) -> int:

@@ -1,25 +1,23 @@
-"""Who goes next, how much, and when: pure policy over admitted jobs. No I/O, no thread, the clock is passed in.
+"""Which jobs make the next job batch, and when: pure policy over admitted jobs. No I/O, no thread, no clock of its own.
 
-Surplus round robin, the form of deficit round robin that needs no look-ahead: every (tenant, model) has a queue and a
-credit in bytes; the one with credit is served and pays for each job; when nobody has credit everybody gets the same
-number of quanta times its weight. A job batch is of one model, and the queue at the head of the ring chooses which; it
-goes to the tail afterwards, so a model waits for at most one batch per queue.
+Jobs wait in lanes. A lane is what may be batched together: the jobs of one model, or of one `exclusive` tenant for one
+model. Lanes take turns by the sum of their tenants' weights, and within a lane its tenants by their weights
+(worker.turns), both in bytes. Nobody overtakes within a tenant and model.
 
 While the engine is busy a batch leaves as soon as there is room for it. An idle engine is worth a short wait, because a
 batch of one costs it almost as much as a full one.
 
-May import: the standard library. Called by worker.dispatch.
+May import: the standard library, worker.turns. Called by worker.dispatch.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Final, Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-#: Credit of one turn at weight 1: a few jobs of ordinary size, so that one batch serves several tenants.
-QUANTUM_BYTES: Final = 64 << 10
+from worker.turns import Turns
 
 
 class Waiting(Protocol):
@@ -33,6 +31,11 @@ class Waiting(Protocol):
     @property
     def model(self) -> str:
         """Which model it names."""
+        ...
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether it must not share a batch with another tenant's jobs."""
         ...
 
     @property
@@ -58,22 +61,80 @@ class BatchLimits:
     wait_s: float
 
 
-@dataclass(slots=True)
-class _Flow(Generic[J]):
-    """One (tenant, model): its jobs in order of arrival with their arrival times, and its credit."""
-
-    tenant: str
+class _LaneName(NamedTuple):
     model: str
-    credit_bytes: int
-    jobs: deque[tuple[float, J]] = field(default_factory=deque)
+    #: Of an exclusive tenant; empty where tenants share.
+    tenant: str
 
 
-@dataclass(slots=True)
-class _Load:
-    """What waits for one model, to see whether a batch of it would be full."""
+class _Lane(Generic[J]):
+    """Jobs that may be batched together: by tenant, in order of arrival with their arrival times."""
 
-    jobs: int = 0
-    bytes: int = 0
+    def __init__(self, weight_of: Callable[[str], int]) -> None:
+        self._weight_of = weight_of
+        self.turns: Turns[str] = Turns(weight_of)
+        self.queues: dict[str, deque[tuple[float, J]]] = {}
+        self.jobs = 0
+        self.bytes = 0
+
+    @property
+    def weight(self) -> int:
+        """Of all its tenants together."""
+        return sum(map(self._weight_of, self.queues))
+
+    @property
+    def oldest_s(self) -> float:
+        """Monotonic second of the first arrival."""
+        return min(queue[0][0] for queue in self.queues.values())
+
+    def add(self, job: J, now_s: float) -> None:
+        """Append a job."""
+        if job.tenant not in self.queues:
+            self.queues[job.tenant] = deque()
+            self.turns.join(job.tenant)
+        self.queues[job.tenant].append((now_s, job))
+        self.jobs, self.bytes = self.jobs + 1, self.bytes + job.cost_bytes
+
+    def take(self, limits: BatchLimits) -> list[J]:
+        """Take a batch, the tenants by their turns."""
+        first = self.turns.next()
+        batch: list[J] = []
+        room = limits.bytes
+        while self.jobs and len(batch) < limits.jobs:
+            tenant = self.turns.next()
+            _, job = self.queues[tenant][0]
+            if job.cost_bytes > room:
+                # Nobody overtakes: a large job that waited for smaller ones to fit beside it might wait for ever.
+                break
+            self.queues[tenant].popleft()
+            batch.append(job)
+            room -= job.cost_bytes
+            self._unload(job)
+            self.turns.charge(tenant, job.cost_bytes)
+            self._ensure_waiting(tenant)
+        self.turns.pass_on(first)
+        return batch
+
+    def drop(self, unix_s: float) -> list[J]:
+        """Take out jobs that have expired."""
+        dropped: list[J] = []
+        for tenant, queue in list(self.queues.items()):
+            gone = [job for _, job in queue if unix_s >= job.expires]
+            if gone:
+                self.queues[tenant] = deque(entry for entry in queue if unix_s < entry[1].expires)
+            for job in gone:
+                self._unload(job)
+            self._ensure_waiting(tenant)
+            dropped += gone
+        return dropped
+
+    def _unload(self, job: J) -> None:
+        self.jobs, self.bytes = self.jobs - 1, self.bytes - job.cost_bytes
+
+    def _ensure_waiting(self, tenant: str) -> None:
+        if not self.queues[tenant]:
+            del self.queues[tenant]
+            self.turns.leave(tenant)
 
 
 class Batcher(Generic[J]):
@@ -81,21 +142,18 @@ class Batcher(Generic[J]):
 
     Args:
         limits: of one batch.
-        weight_of: a tenant's share against the others; asked at every payment, so a changed registry counts at once.
+        weight_of: a tenant's share against the others.
     """
 
     def __init__(self, limits: BatchLimits, *, weight_of: Callable[[str], int]) -> None:
         self._limits = limits
         self._weight_of = weight_of
-        #: Queues with jobs; the order of the dict is the ring.
-        self._ring: dict[tuple[str, str], _Flow[J]] = {}
-        #: What a tenant owed when a queue of its ran empty; forgiven when nobody waits.
-        self._debts: dict[str, int] = {}
-        self._loads: dict[str, _Load] = defaultdict(_Load)
+        self._lanes: dict[_LaneName, _Lane[J]] = {}
+        self._turns: Turns[_LaneName] = Turns(lambda name: self._lanes[name].weight)
         self._next_expiry: float = float("inf")
 
     def __len__(self) -> int:
-        return sum(load.jobs for load in self._loads.values())
+        return sum(lane.jobs for lane in self._lanes.values())
 
     def add(self, job: J, *, now_s: float) -> None:
         """Queue one job.
@@ -109,13 +167,11 @@ class Batcher(Generic[J]):
         """
         if job.cost_bytes > self._limits.bytes:
             raise ValueError("job is over the batch limit")
-        key = job.tenant, job.model
-        flow = self._ring.get(key)
-        if flow is None:
-            flow = self._ring[key] = _Flow(job.tenant, job.model, self._debts.pop(job.tenant, 0))
-        flow.jobs.append((now_s, job))
-        load = self._loads[job.model]
-        load.jobs, load.bytes = load.jobs + 1, load.bytes + job.cost_bytes
+        name = _LaneName(job.model, job.tenant if job.is_exclusive else "")
+        if name not in self._lanes:
+            self._lanes[name] = _Lane(self._weight_of)
+            self._turns.join(name)
+        self._lanes[name].add(job, now_s)
         self._next_expiry = min(self._next_expiry, job.expires)
 
     def next_batch(self, *, now_s: float, idle: bool) -> list[J]:
@@ -126,24 +182,25 @@ class Batcher(Generic[J]):
             idle: whether the engine that would get it has nothing to do.
 
         Returns:
-            Jobs of one model within the limits; empty when nothing waits, or when waiting a little longer is better.
+            Jobs of one lane within the limits; empty when nothing waits, or when waiting a little longer is better.
         """
         wait_s = self.due_in_s(now_s=now_s, idle=idle)
         if wait_s is None or wait_s > 0:
             return []
-        head = next(iter(self._ring.values()))
-        batch = self._fill([flow for flow in self._ring.values() if flow.model == head.model])
-        if head.jobs:
-            self._ring[head.tenant, head.model] = self._ring.pop((head.tenant, head.model))
+        name = self._turns.next()
+        batch = self._lanes[name].take(self._limits)
+        self._turns.charge(name, sum(job.cost_bytes for job in batch))
+        self._turns.pass_on(name)
+        self._ensure_waiting(name)
         return batch
 
     def due_in_s(self, *, now_s: float, idle: bool) -> float | None:
         """Return how long the next batch should still wait: 0 when it is due, None when nothing waits."""
-        if not self._ring:
+        if not self._lanes:
             return None
-        if not idle or any(self._is_full(load) for load in self._loads.values()):
+        if not idle or any(self._is_full(lane) for lane in self._lanes.values()):
             return 0.0
-        oldest_s = min(flow.jobs[0][0] for flow in self._ring.values())
+        oldest_s = min(lane.oldest_s for lane in self._lanes.values())
         return max(0.0, oldest_s + self._limits.wait_s - now_s)
 
     def drop_expired(self, unix_s: float) -> list[J]:
@@ -151,63 +208,17 @@ class Batcher(Generic[J]):
         if unix_s < self._next_expiry:
             return []
         expired: list[J] = []
-        for flow in list(self._ring.values()):
-            gone = [job for _, job in flow.jobs if unix_s >= job.expires]
-            flow.jobs = deque(entry for entry in flow.jobs if unix_s < entry[1].expires)
-            for job in gone:
-                self._unload(job)
-            if not flow.jobs:
-                self._retire(flow)
-            expired += gone
-        left = (job.expires for flow in self._ring.values() for _, job in flow.jobs)
+        for name, lane in list(self._lanes.items()):
+            expired += lane.drop(unix_s)
+            self._ensure_waiting(name)
+        left = (job.expires for lane in self._lanes.values() for queue in lane.queues.values() for _, job in queue)
         self._next_expiry = min(left, default=float("inf"))
         return expired
 
-    def _fill(self, flows: list[_Flow[J]]) -> list[J]:
-        batch: list[J] = []
-        room = self._limits.bytes
-        while flows and len(batch) < self._limits.jobs:
-            flow = next((flow for flow in flows if flow.credit_bytes > 0), None)
-            if flow is None:
-                self._pay(flows)
-                continue
-            if flow.jobs[0][1].cost_bytes > room:
-                # Nobody overtakes: a large job that waited for smaller ones to fit beside it might wait for ever.
-                break
-            job = self._pop(flow)
-            batch.append(job)
-            room -= job.cost_bytes
-            flow.credit_bytes -= job.cost_bytes
-            if not flow.jobs:
-                flows.remove(flow)
-                self._retire(flow)
-        return batch
+    def _ensure_waiting(self, name: _LaneName) -> None:
+        if not self._lanes[name].jobs:
+            del self._lanes[name]
+            self._turns.leave(name)
 
-    def _pay(self, flows: list[_Flow[J]]) -> None:
-        """Give every queue the same number of turns, the fewest that bring one of them above zero."""
-        quanta = [QUANTUM_BYTES * self._weight_of(flow.tenant) for flow in flows]
-        turns = min(-flow.credit_bytes // quantum + 1 for flow, quantum in zip(flows, quanta, strict=True))
-        for flow, quantum in zip(flows, quanta, strict=True):
-            flow.credit_bytes += turns * quantum
-
-    def _pop(self, flow: _Flow[J]) -> J:
-        _, job = flow.jobs.popleft()
-        self._unload(job)
-        return job
-
-    def _unload(self, job: J) -> None:
-        load = self._loads[job.model]
-        load.jobs, load.bytes = load.jobs - 1, load.bytes - job.cost_bytes
-        if not load.jobs:
-            del self._loads[job.model]
-
-    def _retire(self, flow: _Flow[J]) -> None:
-        del self._ring[flow.tenant, flow.model]
-        if not self._ring:
-            self._debts.clear()
-        elif flow.credit_bytes < 0:
-            # Without this, a tenant that sends one huge job at a time would never pay for any.
-            self._debts[flow.tenant] = min(flow.credit_bytes, self._debts.get(flow.tenant, 0))
-
-    def _is_full(self, load: _Load) -> bool:
-        return load.jobs >= self._limits.jobs or load.bytes >= self._limits.bytes
+    def _is_full(self, lane: _Lane[J]) -> bool:
+        return lane.jobs >= self._limits.jobs or lane.bytes >= self._limits.bytes

@@ -114,7 +114,8 @@ class EngineLink:
             if connection is None:
                 return False
             self._last_id += 1
-            request = engine_protocol.run_request(self._last_id, jobs[0].model, [job.sealed for job in jobs])
+            sealed, exclusive = [job.sealed for job in jobs], any(job.is_exclusive for job in jobs)
+            request = engine_protocol.run_request(self._last_id, jobs[0].model, sealed, exclusive=exclusive)
             connection.inflight[self._last_id] = jobs, time.monotonic()
             connection.outgoing.put(request)
             return True

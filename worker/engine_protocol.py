@@ -4,7 +4,7 @@ Frames are those of docs/spec.md §6 on a unix socket between two users of one h
 byte, a data key or the enclave token has no message here.
 
 - engine → intake, right after accept: `ready` (models, boot of the enclave, cap of a result body)
-- intake → engine: `run` (id; model; blobs = sealed jobs), several in flight, answered in any order
+- intake → engine: `run` (id; model, exclusive; blobs = sealed jobs), several in flight, answered in any order
 - engine → intake: `run` (id; outcomes in the order of the jobs; blobs = sealed results of the ok ones)
 - either: `health` (id) and its answer. A connection whose `run` waits for room reads no further message, so ask
   for health on a connection of its own.
@@ -57,6 +57,8 @@ class Run(NamedTuple):
 
     id: int
     model: str
+    #: Whether no two tenants' texts may go through one forward pass.
+    exclusive: bool
     jobs: list[memoryview]
 
 
@@ -98,9 +100,9 @@ def parse_ready(frame: Frame) -> Ready:
 # --- run ---------------------------------------------------------------------------------------------------------
 
 
-def run_request(run_id: int, model: str, jobs: Sequence[Buffer]) -> list[Buffer]:
+def run_request(run_id: int, model: str, jobs: Sequence[Buffer], *, exclusive: bool = False) -> list[Buffer]:
     """Build a request to serve sealed jobs, at most 1,024, all of one model."""
-    return frames.encode(RUN, run_id, {"model": model}, jobs)
+    return frames.encode(RUN, run_id, {"model": model, "exclusive": int(exclusive)}, jobs)
 
 
 def parse_run(frame: Frame) -> Run:
@@ -109,12 +111,14 @@ def parse_run(frame: Frame) -> Run:
     Raises:
         FormatError: a key is missing, unknown or mistyped, or the number of jobs is outside 1..1,024.
     """
-    if frame.op != RUN or frame.header.keys() != {"model"} or not 1 <= len(frame.blobs) <= MAX_JOBS:
+    if frame.op != RUN or frame.header.keys() != {"model", "exclusive"} or not 1 <= len(frame.blobs) <= MAX_JOBS:
         raise FormatError("not a well-formed run request")
-    model = frame.header["model"]
+    model, exclusive = frame.header["model"], frame.header["exclusive"]
     if type(model) is not str or MODEL.fullmatch(model) is None:
         raise FormatError("run request names no model")
-    return Run(frame.id, model, frame.blobs)
+    if exclusive not in (0, 1):
+        raise FormatError("run request does not say whether it is exclusive")
+    return Run(frame.id, model, bool(exclusive), frame.blobs)
 
 
 def run_response(run_id: int, outcomes: Sequence[Served | MrgcError]) -> list[Buffer]:

@@ -29,6 +29,8 @@ class Job:
     cost_bytes: int
     #: Where its result goes: prefix URL ‖ tenant ‖ "/" ‖ job hex ‖ "/" ‖ request hex, without suffix.
     object_url: str
+    #: Its tenant's jobs share no batch with others'.
+    is_exclusive: bool = False
     backoff: Backoff = field(default_factory=lambda: Backoff(base_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S), repr=False)
 
     @property

@@ -49,6 +49,8 @@ class Tenant:
     claim_buckets: frozenset[str]
     #: Jobs of this tenant that the host holds at once.
     max_inflight_jobs: int
+    #: Whether its texts go through no forward pass together with another tenant's.
+    exclusive: bool = False
 
     def allows_result(self, target: str) -> bool:
         """Return whether a job header may send its result to `target` (docs/spec.md §2, `result`)."""
@@ -153,6 +155,7 @@ def _parse_tenant(name: str, table: Any) -> Tenant:
         allowed_results=tuple(_texts(fields, "allowed_results", _S3_PREFIX, tenant=name)),
         claim_buckets=frozenset(_texts(fields, "claim_buckets", _BUCKET, tenant=name)),
         max_inflight_jobs=_integer(fields, "max_inflight_jobs", within=(1, MAX_QUOTA), default=4_096, tenant=name),
+        exclusive=_flag(fields, "exclusive", tenant=name),
     )
     _ensure(not fields, name, ", ".join(sorted(fields)))
     return tenant
@@ -168,6 +171,12 @@ def _integer(fields: dict[str, Any], key: str, *, within: tuple[int, int], defau
     value = fields.pop(key, default)
     _ensure(type(value) is int and within[0] <= value <= within[1], tenant, key)
     return int(value)
+
+
+def _flag(fields: dict[str, Any], key: str, *, tenant: str) -> bool:
+    value = fields.pop(key, False)
+    _ensure(type(value) is bool, tenant, key)
+    return bool(value)
 
 
 def _fits(pattern: re.Pattern[str], value: object) -> bool:

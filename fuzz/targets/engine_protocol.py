@@ -18,10 +18,14 @@ _Built = list[Buffer]
 #: Parse a message and build it again.
 _MESSAGES: tuple[Callable[[Frame], _Built], ...] = (
     lambda f: protocol.ready_message(protocol.parse_ready(f)),
-    lambda f: protocol.run_request(f.id, protocol.parse_run(f).model, f.blobs),
+    lambda f: _rebuilt(protocol.parse_run(f)),
     lambda f: protocol.run_response(f.id, protocol.parse_outcomes(f, _JOBS)),
     lambda f: protocol.health_response(f.id, protocol.parse_health(f)),
 )
+
+
+def _rebuilt(run: protocol.Run) -> _Built:
+    return protocol.run_request(run.id, run.model, run.jobs, exclusive=run.exclusive)
 
 
 def check(data: bytes) -> bool:

@@ -34,8 +34,10 @@ def test_ready_is_parsed_as_it_was_built() -> None:
 
 def test_a_run_is_parsed_as_it_was_built() -> None:
     """Jobs are views, not copies, and keep their order."""
-    run = engine_protocol.parse_run(received(engine_protocol.run_request(7, "tiny", [b"one", b"", b"three"])))
-    assert (run.id, run.model, [bytes(job) for job in run.jobs]) == (7, "tiny", [b"one", b"", b"three"])
+    request = engine_protocol.run_request(7, "tiny", [b"one", b"", b"three"], exclusive=True)
+    run = engine_protocol.parse_run(received(request))
+    assert (run.id, run.model, run.exclusive) == (7, "tiny", True)
+    assert [bytes(job) for job in run.jobs] == [b"one", b"", b"three"]
 
 
 def test_outcomes_are_parsed_as_they_were_built() -> None:
@@ -56,13 +58,15 @@ def test_health_is_parsed_as_it_was_built() -> None:
 @pytest.mark.parametrize(
     "request_frame",
     [
-        frame("run", {"model": "tiny"}),
-        frame("run", {"model": "tiny"}, *[b"x"] * 1_025),
-        frame("run", {"model": "TINY"}, b"x"),
-        frame("run", {"model": 1}, b"x"),
-        frame("run", {}, b"x"),
-        frame("run", {"model": "tiny", "more": 1}, b"x"),
-        frame("stop", {"model": "tiny"}, b"x"),
+        frame("run", {"model": "tiny", "exclusive": 0}),
+        frame("run", {"model": "tiny", "exclusive": 0}, *[b"x"] * 1_025),
+        frame("run", {"model": "TINY", "exclusive": 0}, b"x"),
+        frame("run", {"model": 1, "exclusive": 0}, b"x"),
+        frame("run", {"model": "tiny"}, b"x"),
+        frame("run", {"model": "tiny", "exclusive": 2}, b"x"),
+        frame("run", {"model": "tiny", "exclusive": "1"}, b"x"),
+        frame("run", {"model": "tiny", "exclusive": 0, "more": 1}, b"x"),
+        frame("stop", {"model": "tiny", "exclusive": 0}, b"x"),
     ],
 )
 def test_a_malformed_run_is_refused(request_frame: Frame) -> None:

@@ -66,14 +66,14 @@ class Running:
     def _client(self) -> EnclaveClient:
         return EnclaveClient(self.host.enclave, self.host.token_file)
 
-    def batch(self, number: int, jobs: Sequence[bytes]) -> Batch:
+    def batch(self, number: int, jobs: Sequence[bytes], *, exclusive: bool = False) -> Batch:
         """Make a batch whose answer is kept under `number`."""
 
         def keep(outcomes: Outcomes) -> None:
             assert number not in self.answers
             self.answers[number] = outcomes
 
-        return Batch([memoryview(job) for job in jobs], keep)
+        return Batch([memoryview(job) for job in jobs], keep, exclusive=exclusive)
 
 
 @pytest.fixture
@@ -117,6 +117,19 @@ def test_rows_of_several_batches_share_a_forward_pass(running: Running) -> None:
     assert sum(map(len, running.model.batches)) == 4
     assert len(running.model.batches) < 4
     assert len(running.answers) == 4
+
+
+def test_rows_of_an_exclusive_batch_share_no_forward_pass_with_others(running: Running) -> None:
+    """They go with rows of their own tenant, whichever batch those came in, and with nobody else's."""
+    running.pipeline.submit(running.batch(0, [running.host.job(["first"])]))
+    until(lambda: running.model.batches, within_s=20, what="the device is busy")
+    for number, exclusive in enumerate([False, True, True, False], start=1):
+        running.pipeline.submit(running.batch(number, [running.host.job(["text"])], exclusive=exclusive))
+    until(lambda: running.model.tokenised == 5, within_s=20, what="all are opened")
+    running.model.gate.set()
+    running.pipeline.drain()
+    assert [len(batch) for batch in running.model.batches] == [1, 1, 2, 1]
+    assert len(running.answers) == 5
 
 
 def test_the_next_batch_is_opened_while_the_device_is_busy(running: Running) -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from worker.batcher import QUANTUM_BYTES, Batcher, BatchLimits
+from worker.batcher import Batcher, BatchLimits
+from worker.turns import QUANTUM_BYTES
 
 LIMITS = BatchLimits(jobs=8, bytes=300_000, wait_s=0.005)
 WEIGHTS = {"acme": 1, "globex": 3, "initech": 10}
@@ -25,6 +26,7 @@ class Item:
     model: str = "m"
     cost_bytes: int = 1_000
     expires: int = 1_000
+    is_exclusive: bool = False
 
 
 def make(limits: BatchLimits = LIMITS) -> Batcher[Item]:
@@ -59,7 +61,7 @@ class Batching(RuleBasedStateMachine):
     )
     def add(self, tenant: str, model: str, cost_bytes: int, expires: int, count: int) -> None:
         for _ in range(count):
-            item = Item(tenant, model, cost_bytes, expires)
+            item = Item(tenant, model, cost_bytes, expires, is_exclusive=tenant == "initech")
             self.batcher.add(item, now_s=self.now_s)
             self.waiting[id(item)] = item
 
@@ -75,6 +77,7 @@ class Batching(RuleBasedStateMachine):
         assert len(batch) <= LIMITS.jobs
         assert sum(item.cost_bytes for item in batch) <= LIMITS.bytes
         assert len({item.model for item in batch}) <= 1
+        assert len({item.tenant for item in batch}) <= 1 or not any(item.is_exclusive for item in batch)
         self._leave(batch)
 
     @rule(unix_s=st.integers(0, 120))
@@ -140,19 +143,54 @@ def test_weights_divide_a_contended_engine() -> None:
         assert served[tenant] == pytest.approx(9_000 * weight / total, rel=0.1)
 
 
-def test_one_tenant_cannot_gain_by_sending_one_huge_job_at_a_time() -> None:
+@pytest.mark.parametrize("is_exclusive", [False, True])
+def test_one_tenant_cannot_gain_by_sending_one_huge_job_at_a_time(is_exclusive: bool) -> None:
     """A debt outlives an empty queue, so huge single jobs get no more bytes than a queue of small ones."""
     batcher = make()
     bytes_by_tenant: Counter[str] = Counter()
     fill(batcher, 2_000, tenant="small")
+    huge_waits = False
     for _ in range(500):
-        if not any(flow.tenant == "huge" for flow in batcher._ring.values()):
-            batcher.add(Item("huge", "m", 250_000), now_s=0.0)
+        if not huge_waits:
+            batcher.add(Item("huge", "m", 250_000, is_exclusive=is_exclusive), now_s=0.0)
+        huge_waits = True
         for item in batcher.next_batch(now_s=0.0, idle=False):
             bytes_by_tenant[item.tenant] += item.cost_bytes
+            huge_waits = huge_waits and item.tenant != "huge"
         if bytes_by_tenant["small"] >= 1_500_000:
             break
     assert bytes_by_tenant["huge"] <= bytes_by_tenant["small"] + 2 * 250_000 + QUANTUM_BYTES
+
+
+@pytest.mark.parametrize("how", ["exclusive", "models of their own"])
+def test_weights_hold_between_tenants_that_share_no_batch(how: str) -> None:
+    """Whoever is alone in its batches still gets no more than its weight says."""
+    batcher = make(BatchLimits(jobs=64, bytes=300_000, wait_s=0.005))
+    for tenant in WEIGHTS:
+        if how == "exclusive":
+            fill(batcher, 10_000, tenant=tenant, is_exclusive=True)
+        else:
+            fill(batcher, 10_000, tenant=tenant, model=tenant)
+    served: Counter[str] = Counter()
+    while sum(served.values()) < 9_000:
+        batch = batcher.next_batch(now_s=0.0, idle=False)
+        assert len({item.tenant for item in batch}) == 1
+        served.update(item.tenant for item in batch)
+    total = sum(WEIGHTS.values())
+    for tenant, weight in WEIGHTS.items():
+        assert served[tenant] == pytest.approx(9_000 * weight / total, rel=0.1)
+
+
+@pytest.mark.parametrize("is_exclusive", [False, True])
+@given(weight=st.integers(1, 1_000), cost_bytes=st.integers(1, 20_000))
+def test_a_newcomer_waits_for_one_batch_of_a_heavy_tenant(is_exclusive: bool, weight: int, cost_bytes: int) -> None:
+    """However much weight and backlog another has, the first job of somebody new is in the second batch from now."""
+    batcher: Batcher[Item] = Batcher(LIMITS, weight_of=lambda tenant: weight if tenant == "heavy" else 1)
+    fill(batcher, 40, tenant="heavy", cost_bytes=cost_bytes)
+    batcher.next_batch(now_s=0.0, idle=False)
+    newcomer = Item("new", is_exclusive=is_exclusive)
+    batcher.add(newcomer, now_s=0.0)
+    assert newcomer in [item for _ in range(2) for item in batcher.next_batch(now_s=0.0, idle=False)]
 
 
 def test_an_idle_engine_waits_for_a_fuller_batch_and_a_busy_one_does_not() -> None:

@@ -6,6 +6,8 @@ May import: the standard library, worker.engine.packer. Called by worker.engine.
 from __future__ import annotations
 
 import threading
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from worker.engine.packer import Packer
@@ -25,7 +27,8 @@ class Inbox:
     """
 
     def __init__(self, budget_tokens: int) -> None:
-        self._packer: Packer[Model, Row] = Packer(budget_tokens)
+        #: What may share a token batch: rows of one model and one company.
+        self._packer: Packer[tuple[Model, str], Row] = Packer(budget_tokens)
         self._changed = threading.Condition()
         self._is_closed = False
 
@@ -34,7 +37,8 @@ class Inbox:
         with self._changed:
             self._changed.wait_for(lambda: not self._packer.is_full)
             for model, of_model in rows.items():
-                self._packer.add(model, [(row, len(row.ids)) for row in of_model])
+                for company, together in groupby(of_model, key=attrgetter("company")):
+                    self._packer.add((model, company), [(row, len(row.ids)) for row in together])
             self._changed.notify_all()
 
     def take(self) -> tuple[Model, list[Row]] | None:
@@ -43,7 +47,10 @@ class Inbox:
             self._changed.wait_for(lambda: self._packer.waiting_tokens > 0 or self._is_closed)
             batch = self._packer.next_batch()
             self._changed.notify_all()
-            return batch
+            if batch is None:
+                return None
+            (model, _), rows = batch
+            return model, rows
 
     def close(self) -> None:
         """Announce that nothing more will be put."""

@@ -82,6 +82,11 @@ class Row(NamedTuple):
     place: int
     ids: Ids
 
+    @property
+    def company(self) -> str:
+        """Whose rows may share a token batch with it: those of its exclusive tenant, or, empty, all that are shared."""
+        return self.job.sealed.header.tenant if self.batch.exclusive else ""
+
     def __repr__(self) -> str:
         return f"Row(place={self.place}, {len(self.ids)} ids)"
 
@@ -93,10 +98,12 @@ class Batch:
     Args:
         blobs: the sealed jobs, views into the received frame.
         reply: takes one outcome per job, in order; called once.
+        exclusive: whether no two tenants' rows of it, or of it and another, may share a token batch.
     """
 
     blobs: list[memoryview]
     reply: Callable[[list[Served | MrgcError]], None] = field(repr=False)
+    exclusive: bool = False
     #: One per blob, in order, once the batch was opened: a job that is to be sealed, or why there is none.
     jobs: list[Job | MrgcError] = field(default_factory=list)
     #: Rows that have not come back from the forward stage.

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-M = TypeVar("M")
+#: What rows must have in common to share a batch: the model, and whose company they may keep.
+K = TypeVar("K")
 R = TypeVar("R")
 
 
-class Packer(Generic[M, R]):
+class Packer(Generic[K, R]):
     """Rows waiting for a device, in order of arrival.
 
     Args:
@@ -28,7 +29,7 @@ class Packer(Generic[M, R]):
 
     def __init__(self, budget_tokens: int) -> None:
         self._budget_tokens = budget_tokens
-        self._waiting: deque[tuple[M, R, int]] = deque()
+        self._waiting: deque[tuple[K, R, int]] = deque()
         self._waiting_tokens = 0
 
     @property
@@ -41,25 +42,25 @@ class Packer(Generic[M, R]):
         """Whether a whole batch waits beyond the one being filled: then whoever adds rows should pause."""
         return self._waiting_tokens >= 2 * self._budget_tokens
 
-    def add(self, model: M, rows: Sequence[tuple[R, int]]) -> None:
-        """Append rows, each with its number of tokens, for `model`."""
+    def add(self, kind: K, rows: Sequence[tuple[R, int]]) -> None:
+        """Append rows of one kind, each with its number of tokens."""
         for row, tokens in rows:
-            self._waiting.append((model, row, tokens))
+            self._waiting.append((kind, row, tokens))
             self._waiting_tokens += tokens
 
-    def next_batch(self) -> tuple[M, list[R]] | None:
-        """Take the longest prefix of one model that fits the budget, at least one row; None if nothing waits."""
+    def next_batch(self) -> tuple[K, list[R]] | None:
+        """Take the longest prefix of one kind that fits the budget, at least one row; None if nothing waits."""
         if not self._waiting:
             return None
-        model = self._waiting[0][0]
+        kind = self._waiting[0][0]
         batch: list[R] = []
         room = self._budget_tokens
         while self._waiting:
-            next_model, row, tokens = self._waiting[0]
-            if next_model is not model or (batch and tokens > room):
+            next_kind, row, tokens = self._waiting[0]
+            if next_kind != kind or (batch and tokens > room):
                 break
             self._waiting.popleft()
             self._waiting_tokens -= tokens
             room -= tokens
             batch.append(row)
-        return model, batch
+        return kind, batch

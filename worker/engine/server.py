@@ -151,7 +151,7 @@ class Server:
                 connection.send(engine_protocol.health_response(frame.id, self._pipeline.health()))
             elif frame.op == engine_protocol.RUN:
                 run = engine_protocol.parse_run(frame)
-                self._pipeline.submit(Batch(run.jobs, partial(_reply, connection, run.id)))
+                self._pipeline.submit(Batch(run.jobs, partial(_reply, connection, run.id), exclusive=run.exclusive))
             else:
                 raise UnsupportedError("no such operation")
         except FormatError as error:
