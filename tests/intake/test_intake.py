@@ -225,7 +225,7 @@ def test_a_poison_job_is_found_by_halving_and_its_mates_are_served(start_host: S
         return serve_all(batch)
 
     engine.answer = answer
-    host = start_host(max_batch_jobs=16)
+    host = start_host(max_batch_jobs=16, lease_s=5.0)
     host.send(*jobs)
     host.wait_stored(*(job for job in jobs if job != poison), within_s=20)
     host.wait_acked()
