@@ -9,6 +9,8 @@ import secrets
 import socket
 from http import HTTPStatus
 
+from mrgc.errors import ConfigError
+from mrgc.wire.queue_urls import is_sqs
 from worker import metrics
 from worker.health import HttpServer, Page, health_page, readiness_page
 from worker.intake import Intake
@@ -35,12 +37,15 @@ def open_notifier(settings: WorkerSettings) -> Notifier | None:
     """Make the way to tell tenants of ended jobs; nothing is sent before it is used.
 
     Raises:
-        ConfigError: MRGC_NOTICES is malformed.
+        ConfigError: MRGC_NOTICES is malformed, or names a stream where there is no Redis.
     """
-    match settings.notices:
+    at_redis = not is_sqs(settings.queue_url)
+    match settings.notices or ("stream" if at_redis else "off"):
         case "off":
             return None
         case "stream":
+            if not at_redis:
+                raise ConfigError("MRGC_NOTICES is stream, which needs a Redis in MRGC_QUEUE_URL")
             return RedisNotices(connect(settings.queue_url))
         case topic:
             return SnsNotices(topic)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 
 from mrgc.errors import ConfigError
 from mrgc.wire.addresses import UnixAddress, parse_address
-from mrgc.wire.queue_urls import is_sqs
 from mrgc.wire.sealed import MAX_BODY_BYTES, MAX_HEADER_BYTES, TAG_BYTES
 
 if TYPE_CHECKING:
@@ -75,8 +74,8 @@ class WorkerSettings:
     drain_s: float = 20.0
     #: Endpoint of a stand-in for S3; None is AWS's own.
     s3_endpoint: str | None = None
-    #: How tenants hear of ended jobs: `stream`, `off`, or the ARN of an SNS topic.
-    notices: str = "off"
+    #: How tenants hear of ended jobs: `stream`, `off`, or the ARN of an SNS topic; empty: as the queue's broker can.
+    notices: str = ""
 
     def __post_init__(self) -> None:
         """Check the bounds that hold between settings."""
@@ -86,8 +85,6 @@ class WorkerSettings:
             raise ConfigError("MRGC_MAX_INFLIGHT_BYTES does not hold one batch of MRGC_MAX_BATCH_BYTES")
         if self.max_batch_jobs > self.max_inflight_jobs:
             raise ConfigError("MRGC_MAX_INFLIGHT_JOBS does not hold one batch of MRGC_MAX_BATCH_JOBS")
-        if self.notices == "stream" and is_sqs(self.queue_url):
-            raise ConfigError("MRGC_NOTICES is stream, which needs a Redis in MRGC_QUEUE_URL")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> WorkerSettings:
@@ -118,7 +115,7 @@ class WorkerSettings:
             max_inflight_bytes=env.integer("MRGC_MAX_INFLIGHT_BYTES", 256 << 20, within=(1 << 16, 1 << 40)),
             max_body_bytes=env.integer("MRGC_MAX_BODY_BYTES", MAX_BODY_BYTES, within=(1, MAX_BODY_BYTES)),
             drain_s=env.number("MRGC_DRAIN_S", 20.0, within=(0.0, 3_600.0)),
-            notices=env.text("MRGC_NOTICES", "off" if is_sqs(env.text("MRGC_QUEUE_URL")) else "stream"),
+            notices=environ.get("MRGC_NOTICES", ""),
             s3_endpoint=environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or None,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -19,13 +20,23 @@ from tests.intake.conftest import StartHost
 from tests.intake.peer_engine import PeerEngine, result_of
 from tests.intake.sealing import object_name, seal, stored
 from tests.waiting import until
+from worker.composition import open_notifier
 from worker.notices import Announcer, Notice
 from worker.redis_notices import KEPT, KEPT_S, RedisNotices
+from worker.settings import WorkerSettings
 from worker.sns_notices import SnsNotices
 from worker.sources.redis_streams import Client, connect
 
 REGION = "eu-west-1"
 TOPIC = f"arn:aws:sns:{REGION}:123456789012:done-{{tenant}}"
+
+
+QUEUE = f"https://sqs.{REGION}.amazonaws.com/123456789012/mrgc-{{tenant}}"
+
+
+def settings(queue_url: str, notices: str) -> WorkerSettings:
+    """A worker's settings, which differ in two."""
+    return WorkerSettings(queue_url, "redis://localhost/1", "file:///r/", Path("t"), ("unix:/e",), notices=notices)
 
 
 def read(client: Client, tenant: str = "acme") -> list[dict[str, str]]:
@@ -207,6 +218,30 @@ def test_sns_takes_each_tenants_notices_to_its_own_topic(aws: str) -> None:
     with pytest.raises(QueueUnavailable):
         notifier.publish([notice(0, "globex")])
     notifier.close()
+
+
+@pytest.mark.parametrize(
+    ("queue", "notices", "kind"),
+    [
+        ("redis://localhost/0", "", RedisNotices),
+        ("redis://localhost/0", "off", type(None)),
+        ("redis://localhost/0", TOPIC, SnsNotices),
+        (QUEUE, "", type(None)),
+        (QUEUE, TOPIC, SnsNotices),
+    ],
+)
+def test_the_way_follows_the_setting_and_the_queue(queue: str, notices: str, kind: type) -> None:
+    """Without a word, Redis has streams and SQS has none."""
+    found = open_notifier(settings(queue, notices))
+    assert isinstance(found, kind)
+    if found is not None:
+        found.close()
+
+
+def test_notices_in_a_stream_need_a_redis() -> None:
+    """Where the queue is at SQS there is no server for the stream."""
+    with pytest.raises(ConfigError, match="MRGC_NOTICES"):
+        open_notifier(settings(QUEUE, "stream"))
 
 
 @pytest.mark.parametrize("topic", ["streams", "arn:aws:sqs:eu-west-1:123456789012:x", TOPIC + ".fifo", "{tenant}"])

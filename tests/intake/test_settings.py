@@ -14,7 +14,6 @@ WORKER = {
     "MRGC_REGISTRY": "/etc/mrgc/tenants.toml",
     "MRGC_ENGINES": "unix:/run/a.sock,unix:/run/b.sock",
 }
-SQS = "https://sqs.eu-west-1.amazonaws.com/111122223333/mrgc-{tenant}"
 ENGINE = {
     "MRGC_ENGINE": "unix:/run/engine.sock",
     "MRGC_ENCLAVE": "vsock:16:5000",
@@ -30,8 +29,6 @@ def test_required_settings_are_enough() -> None:
     assert worker.engines == ("unix:/run/a.sock", "unix:/run/b.sock")
     assert (worker.lease_s, worker.max_batch_jobs, worker.max_wait_ms, worker.drain_s) == (30.0, 64, 5.0, 20.0)
     assert worker.http is None
-    assert worker.notices == "stream"
-    assert WorkerSettings.from_env(WORKER | {"MRGC_QUEUE_URL": SQS}).notices == "off"
     assert EngineSettings.from_env(ENGINE).dtype == "auto"
     assert AgentSettings.from_env(AGENT).json_protocol is False
     assert EdgeSettings.from_env(WORKER).queue_url == WORKER["MRGC_QUEUE_URL"]
@@ -106,12 +103,6 @@ def test_a_wrong_engine_setting_is_refused(name: str, value: str) -> None:
     """The engine listens on a unix socket only, and never talks to the host's own vsock address."""
     with pytest.raises(ConfigError):
         EngineSettings.from_env(ENGINE | {name: value})
-
-
-def test_notices_in_a_stream_need_a_redis() -> None:
-    """Where the queue is at SQS there is no server for the stream."""
-    with pytest.raises(ConfigError, match="MRGC_NOTICES"):
-        WorkerSettings.from_env(WORKER | {"MRGC_QUEUE_URL": SQS, "MRGC_NOTICES": "stream"})
 
 
 def test_passwords_are_not_shown() -> None:
