@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -116,6 +117,17 @@ def test_every_target_module_is_registered() -> None:
     """No module of fuzz.targets is left out of `make fuzz`."""
     folder = Path(registry.__file__).parent / "targets"
     assert sorted(registry.NAMES) == sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+
+
+def test_every_target_is_documented() -> None:
+    """docs/fuzzing.md says of every target what must hold, and reports runs of targets that exist."""
+    text = (Path(registry.__file__).parents[1] / "docs" / "fuzzing.md").read_text(encoding="utf-8")
+    targets, results = (
+        re.findall(r"^\| ([a-z_]+) \|", text.split(f"## {number}. ")[1].split("\n## ")[0], re.MULTILINE)[1:]
+        for number in (1, 4)
+    )
+    assert sorted(targets) == sorted(registry.NAMES)
+    assert set(results) <= set(registry.NAMES)
 
 
 def test_a_tag_is_refused_before_anything_is_made_of_it() -> None:
