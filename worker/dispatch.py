@@ -63,13 +63,15 @@ class Dispatcher:
         """Set the engines; once, before the loop starts."""
         self._links = links
 
-    def add(self, job: Job) -> None:
-        """Queue an admitted job; one that was alone at an engine death before, on whichever host, runs alone."""
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Queue admitted jobs; one that was alone at an engine death before, on whichever host, runs alone."""
+        now_s = time.monotonic()
         with self._changed:
-            if job.lease.deaths:
-                self._suspects.add(job)
-            else:
-                self._batcher.add(job, now_s=time.monotonic())
+            for job in jobs:
+                if job.lease.deaths:
+                    self._suspects.add(job)
+                else:
+                    self._batcher.add(job, now_s=now_s)
             self._changed.notify()
 
     def retry_later(self, job: Job) -> None:

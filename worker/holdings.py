@@ -2,7 +2,7 @@
 
 At a bound nothing is received, so a slow engine or store makes the queue grow, never this process.
 
-May import: the standard library, worker.sources.base. Called by the intake. Safe to share between threads.
+May import: the standard library, mrgc.wire, worker. Called by the intake. Safe to share between threads.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from worker.sources.base import Budget, Lease
+from mrgc.wire.sealed import MAX_BODY_BYTES
+from worker.settings import MAX_OVERHEAD_BYTES
+from worker.sources.base import BadMessage, Budget, ClaimCheck, Lease
 
 
 class Holdings:
@@ -40,42 +42,51 @@ class Holdings:
         """Bytes of all held messages."""
         return self._bytes
 
-    def add(self, lease: Lease, *, size_bytes: int) -> bool:
-        """Hold a lease.
+    def add(self, leases: Sequence[Lease]) -> list[Lease]:
+        """Hold leases.
 
         Returns:
-            False if its message is held already: our own lease lapsed and came back to us. The work in progress goes
-            on under the newer delivery.
+            Those whose messages were not held before. Of the others our own lease lapsed and came back to us; the work
+            in progress goes on under the newer deadline.
         """
+        now_s = time.monotonic()
+        added = []
         with self._changed:
-            known = self._held.get(lease.key)
-            if known is not None:
-                known[0].deadline_s, known[0].handle = lease.deadline_s, lease.handle
-                return False
-            self._held[lease.key] = lease, size_bytes, time.monotonic()
-            self._bytes += size_bytes
-            self._tenants[lease.tenant] += 1
-            return True
+            for lease in leases:
+                known = self._held.get(lease.key)
+                if known is not None:
+                    known[0].deadline_s = lease.deadline_s
+                    continue
+                size_bytes = _size_bytes(lease)
+                self._held[lease.key] = lease, size_bytes, now_s
+                self._bytes += size_bytes
+                self._tenants[lease.tenant] += 1
+                added.append(lease)
+        return added
 
     def holds(self, lease: Lease) -> bool:
         """Return whether this very lease is held, not a later one of the same message."""
         known = self._held.get(lease.key)
         return known is not None and known[0] is lease
 
-    def remove(self, lease: Lease) -> float | None:
-        """Let go of a lease.
+    def remove(self, leases: Iterable[Lease]) -> list[float]:
+        """Let go of leases.
 
         Returns:
-            Seconds that it was held; None if it is not held any more, which changes nothing.
+            Seconds that each was held; those that are not held any more change nothing and are left out.
         """
+        now_s = time.monotonic()
+        held_s = []
         with self._changed:
-            if not self.holds(lease):
-                return None
-            _, size_bytes, since_s = self._held.pop(lease.key)
-            self._bytes -= size_bytes
-            self._tenants[lease.tenant] -= 1
-            self._changed.notify_all()
-            return time.monotonic() - since_s
+            for lease in leases:
+                if self.holds(lease):
+                    _, size_bytes, since_s = self._held.pop(lease.key)
+                    self._bytes -= size_bytes
+                    self._tenants[lease.tenant] -= 1
+                    held_s.append(now_s - since_s)
+            if held_s:
+                self._changed.notify_all()
+        return held_s
 
     def leases(self) -> list[Lease]:
         """Return all held leases."""
@@ -87,8 +98,7 @@ class Holdings:
         horizon_s = time.monotonic() - older_than_s
         with self._changed:
             old = [lease for lease, _, since_s in self._held.values() if since_s < horizon_s]
-        for lease in old:
-            self.remove(lease)
+        self.remove(old)
         return old
 
     def budget(self, quotas: Mapping[str, int], *, max_jobs: int) -> Budget:
@@ -114,3 +124,14 @@ class Holdings:
         """Wait until nothing is held; returns whether that happened."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._held, timeout_s)
+
+
+def _size_bytes(lease: Lease) -> int:
+    match lease.body:
+        case bytes(body):
+            return len(body)
+        case ClaimCheck(bytes=size):
+            # A length over the cap is refused before anything of it is fetched.
+            return min(size, MAX_BODY_BYTES + MAX_OVERHEAD_BYTES)
+        case BadMessage(received=received):
+            return len(received)

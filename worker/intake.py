@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
 import structlog
 
-from mrgc.errors import Action, ExpiredError, InternalError, MrgcError, PoisonError, QueueUnavailable, from_code
-from mrgc.wire.sealed import MAX_BODY_BYTES
-from worker.admission import Admission, Refused
+from mrgc.errors import Action, ExpiredError, MrgcError, PoisonError, QueueUnavailable
+from worker.admission import Admission
 from worker.batcher import Batcher, BatchLimits
 from worker.dispatch import Dispatcher, DispatchRules
 from worker.engine_protocol import Served
@@ -30,10 +30,11 @@ from worker.metrics import Metrics
 from worker.notices import Announcer, Notifier
 from worker.object_store import ObjectStore
 from worker.outages import Outages
+from worker.reception import Reception
 from worker.registry import Registry
-from worker.settings import MAX_OVERHEAD_BYTES, WorkerSettings
+from worker.settings import WorkerSettings
 from worker.settle import SettleEvents, Settler
-from worker.sources.base import BadMessage, Budget, ClaimCheck, JobSource, Lease
+from worker.sources.base import Budget, JobSource, Lease
 from worker.suspects import POISON_DEATHS
 from worker.threads import SupervisedThreads
 
@@ -43,6 +44,8 @@ RECEIVE_WAIT_S: Final = 0.25
 BOUND_WAIT_S: Final = 0.05
 #: How long threads may take to end after the drain.
 STOP_S: Final = 3.0
+#: Outcomes that are no verdict on a job.
+_TRY_AGAIN: Final = (Action.RETRY, Action.FATAL)
 
 _log = structlog.get_logger()
 
@@ -68,12 +71,18 @@ class Intake:
         self._draining = False
         self._outages = Outages()
         self._holdings = Holdings(max_jobs=settings.max_inflight_jobs, max_bytes=settings.max_inflight_bytes)
-        self._admission = Admission(settings.results_url, settings.max_body_bytes, settings.max_batch_bytes)
         self._announcer = Announcer(notifier, count=lambda outcome, n: self.metrics.notices.labels(outcome).inc(n))
         store = ObjectStore(s3_endpoint=settings.s3_endpoint)
         self._settler = Settler(source, store, self._settle_events(), self._announcer)
         self._dispatcher = Dispatcher(self._make_batcher(), self._dispatch_rules())
         self._engines = Engines(settings.engines, self)
+        self._reception = Reception(
+            Admission(settings.results_url, settings.max_body_bytes, settings.max_batch_bytes),
+            registry,
+            self._settler,
+            capacity=lambda: self._engines.capacity(max_body_bytes=settings.max_body_bytes),
+            admitted=self._dispatcher.add,
+        )
         self._keeper = LeaseKeeper(
             source, holdings=self._holdings, outages=self._outages, registry=registry, lease_s=settings.lease_s
         )
@@ -159,46 +168,12 @@ class Intake:
         if self._draining:
             self._hand_back_leases(leases)
             return
+        for tenant, count in Counter(lease.tenant for lease in leases).items():
+            self.metrics.received.labels(tenant).inc(count)
+        now_s = time.time()
         for lease in leases:
-            self.metrics.received.labels(lease.tenant).inc()
-            self.metrics.queue_seconds.observe(max(0.0, time.time() - lease.sent_s))
-            if self._holdings.add(lease, size_bytes=_size_bytes(lease)):
-                try:
-                    self._take_one(lease)
-                except Exception as err:  # noqa: BLE001  no message ends the receive loop, not even through our own bug
-                    _log.error("message could not be read", tenant=lease.tenant, exc_info=err)
-                    self._refuse(lease, Refused(InternalError()))
-
-    def _take_one(self, lease: Lease) -> None:
-        try:
-            match lease.body:
-                case BadMessage(code):
-                    raise Refused(from_code(code))
-                case ClaimCheck() as check:
-                    self._admission.ensure_claim(check, self._registry.get(lease.tenant))
-                    self._settler.fetch(lease, check, lambda body: self._take_fetched(lease, body, check))
-                case bytes(body):
-                    self._admit(lease, body)
-        except Refused as refused:
-            self._refuse(lease, refused)
-
-    def _take_fetched(self, lease: Lease, body: bytes, check: ClaimCheck) -> None:
-        try:
-            self._admission.ensure_body(body, check)
-            self._admit(lease, body)
-        except Refused as refused:
-            self._refuse(lease, refused)
-
-    def _admit(self, lease: Lease, body: bytes) -> None:
-        if lease.deaths >= POISON_DEATHS:
-            raise Refused(PoisonError())
-        tenant = self._registry.get(lease.tenant)
-        capacity = self._engines.capacity(max_body_bytes=self._settings.max_body_bytes)
-        self._dispatcher.add(self._admission.admit(lease, body, tenant=tenant, capacity=capacity, unix_s=time.time()))
-
-    def _refuse(self, lease: Lease, refused: Refused) -> None:
-        hint_url = f"{refused.object_url}.refused" if refused.object_url is not None else None
-        self._settler.dead_letter(lease, code=refused.error.code, hint_url=hint_url)
+            self.metrics.queue_seconds.observe(max(0.0, now_s - lease.sent_s))
+        self._reception.take(self._holdings.add(leases))
 
     # --- engine → store → ack; called by the links -----------------------------------------------------------------
 
@@ -208,19 +183,22 @@ class Intake:
 
     def answered(self, jobs: Sequence[Job], outcomes: Sequence[Served | MrgcError]) -> None:
         """Settle one batch, each job by its own outcome."""
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            if isinstance(outcome, Served):
-                self.metrics.served.labels(job.tenant, outcome.status).inc()
-                self._settler.store(job, outcome)
-            elif outcome.action in (Action.RETRY, Action.FATAL):
-                self._retry(job, outcome)
+        pairs = list(zip(jobs, outcomes, strict=True))
+        served = [(job, outcome) for job, outcome in pairs if isinstance(outcome, Served)]
+        self._settler.store(served)
+        for (tenant, status), count in Counter((job.tenant, outcome.status) for job, outcome in served).items():
+            self.metrics.served.labels(tenant, status).inc(count)
+        for job, error in pairs:
+            if isinstance(error, Served):
+                continue
+            if error.action in _TRY_AGAIN:
+                self._retry(job, error)
             else:
                 # An engine seals every failure of a job that verified, so a bare code means that it did not verify.
-                self._settler.dead_letter(job.lease, code=outcome.code, hint_url=job.hint_url)
+                self._settler.dead_letter(job.lease, code=error.code, hint_url=job.hint_url)
         # Last, so that one job that fails for ever does not close the intake while its batch mates are served.
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            if isinstance(outcome, Served) or outcome.action not in (Action.RETRY, Action.FATAL):
-                self._outages.served(tenant=job.tenant)
+        for tenant in {job.tenant for job, it in pairs if isinstance(it, Served) or it.action not in _TRY_AGAIN}:
+            self._outages.served(tenant=tenant)
         self._dispatcher.wake()
 
     def died(self, batches: Sequence[Sequence[Job]]) -> None:
@@ -237,7 +215,7 @@ class Intake:
         if job.lease.deaths >= POISON_DEATHS:
             self._settler.dead_letter(job.lease, code=PoisonError.code, hint_url=job.hint_url)
         else:
-            self._dispatcher.add(job)
+            self._dispatcher.add([job])
 
     def _retry(self, job: Job, error: MrgcError) -> None:
         self.metrics.retries.labels(error.code).inc()
@@ -256,16 +234,14 @@ class Intake:
             self._source.release(leases)
         except QueueUnavailable as err:
             _log.warning("leases left to lapse", count=len(leases), exc_info=err)
-        for lease in leases:
-            self._holdings.remove(lease)
+        self._holdings.remove(leases)
 
     def _note_outage(self, error: MrgcError, *, tenant: str | None = None) -> None:
         if self._outages.failed(error, tenant=tenant):
             _log.warning("outage begins", tenant=tenant, exc_info=error)
 
-    def _settled(self, lease: Lease) -> None:
-        held_s = self._holdings.remove(lease)
-        if held_s is not None:
+    def _settled(self, leases: Sequence[Lease]) -> None:
+        for held_s in self._holdings.remove(leases):
             self.metrics.held_seconds.observe(held_s)
 
     def _dead_lettered(self, lease: Lease, code: str) -> None:
@@ -297,14 +273,3 @@ class Intake:
             delayed=lambda lease, error: self._note_outage(error, tenant=lease.tenant),
             dead_lettered=self._dead_lettered,
         )
-
-
-def _size_bytes(lease: Lease) -> int:
-    match lease.body:
-        case bytes(body):
-            return len(body)
-        case ClaimCheck(bytes=size):
-            # A length over the cap is refused before anything of it is fetched.
-            return min(size, MAX_BODY_BYTES + MAX_OVERHEAD_BYTES)
-        case BadMessage(received=received):
-            return len(received)

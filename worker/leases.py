@@ -83,7 +83,7 @@ class LeaseKeeper:
             if lease.closing:
                 continue
             # Whoever holds it now finishes it; an answer that still comes here is stored too, and is the same one.
-            self._holdings.remove(lease)
+            self._holdings.remove([lease])
             _log.warning("lease lost", tenant=lease.tenant, message_id=lease.message_id)
 
     def _follow_registry(self) -> None:

@@ -1,20 +1,20 @@
 """Results and claim checks in S3 or a directory: create-only writes, capped reads.
 
-A result object is written once and never changed. obstore reports "exists" both for S3's 412 (something is there) and
-its 409 (somebody is writing, perhaps in vain), so this module looks before it says that a result is stored.
+A result object is written once and never changed, and it is safe when `create` returns. Files are created by
+worker.result_files. obstore reports "exists" both for S3's 412 (something is there) and its 409 (somebody is writing,
+perhaps in vain), so this module looks before it says that a result is stored.
 
-May import: the standard library, obstore, mrgc.errors, mrgc.wire. Called by worker.settle, on its asyncio loop.
+May import: the standard library, obstore, mrgc.errors, mrgc.wire, worker.result_files. Called by worker.settle, on its
+asyncio loop.
 """
 
 from __future__ import annotations
 
-import os
+import asyncio
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -23,6 +23,7 @@ from obstore.store import LocalStore, S3Store
 
 from mrgc.errors import BodyMissing, ConfigError, StoreUnavailable
 from mrgc.wire.strict_cbor import Buffer
+from worker.result_files import NewFile, ResultFiles
 
 #: A result of 32 MiB at 1 MiB/s.
 REQUEST_TIMEOUT_S: Final = 60
@@ -31,10 +32,14 @@ CONNECT_TIMEOUT_S: Final = 5
 RETRIES: Final = 2
 #: Times that "exists, and yet not there" is answered by another write before it counts as an outage.
 CREATE_TRIES: Final = 3
-#: Files that are flushed at the same time.
-FLUSHERS: Final = 16
-#: docs/spec.md §4: directories above a result object: job, tenant, prefix.
-NAME_DEPTH: Final = 3
+_FILE: Final = "file://"
+
+
+class NewObject(NamedTuple):
+    """What to create."""
+
+    url: str
+    body: Buffer
 
 
 class ObjectStore:
@@ -49,48 +54,18 @@ class ObjectStore:
         self._s3_endpoint = s3_endpoint
         self._root: LocalStore | None = None
         self._buckets: dict[str, S3Store] = {}
-        self._flushers = ThreadPoolExecutor(FLUSHERS, thread_name_prefix="flush")
+        self._files = ResultFiles()
 
-    async def create(self, url: str, body: Buffer) -> None:
-        """Store an object unless one of that name exists. In a directory it is safe only after a `flush`.
+    async def create(self, objects: Sequence[NewObject]) -> list[StoreUnavailable | None]:
+        """Store objects unless objects of their names exist.
 
-        Args:
-            url: its name.
-            body: its bytes.
-
-        Raises:
-            StoreUnavailable: it is not certain that an object of that name is stored.
+        Returns:
+            For each, in order: None when an object of that name is safely stored, or that this is not certain.
         """
-        store, path = self._locate(url)
-        with _mapped_errors():
-            for _ in range(CREATE_TRIES):
-                try:
-                    await obstore.put_async(store, path, body, mode="create")
-                except AlreadyExistsError:
-                    if not await _exists(store, path):
-                        continue
-                return
-        raise StoreUnavailable("object exists, and yet is not there")
-
-    def flush(self, urls: Sequence[str]) -> None:
-        """Make objects survive a loss of power; blocks.
-
-        S3 answers when an object is safe. obstore leaves a directory's files in the page cache, and an ack must not
-        outlive its result: so the files, and the directories that their names may have made, are flushed here.
-
-        Args:
-            urls: of objects that `create` has stored.
-
-        Raises:
-            StoreUnavailable: it is not certain that all of them are safe.
-        """
-        files = [Path(unquote(urlsplit(url).path)) for url in urls if url.startswith("file:")]
-        # dict.fromkeys: a batch shares its upper directories, and flushing them once is enough.
-        directories = dict.fromkeys(parent for file in files for parent in file.parents[:NAME_DEPTH])
-        with _mapped_errors():
-            # Together, so that the file system commits many of them at once.
-            for _ in self._flushers.map(_sync_to_disk, (*files, *directories)):
-                pass
+        files = [NewFile(_path(url), body) for url, body in objects if _is_file(url)]
+        created = iter(await asyncio.to_thread(self._files.create, files) if files else ())
+        put = iter(await asyncio.gather(*(self._put(url, body) for url, body in objects if not _is_file(url))))
+        return [_unavailable(next(created)) if _is_file(each.url) else next(put) for each in objects]
 
     async def read(self, url: str, *, size_bytes: int) -> bytes:
         """Read an object whose length is known.
@@ -113,12 +88,26 @@ class ObjectStore:
                 raise BodyMissing("object has another length than its claim check says")
             return bytes(await answer.bytes_async())
 
+    async def _put(self, url: str, body: Buffer) -> StoreUnavailable | None:
+        store, path = self._locate(url)
+        try:
+            for _ in range(CREATE_TRIES):
+                try:
+                    await obstore.put_async(store, path, body, mode="create")
+                except AlreadyExistsError:
+                    if not await _exists(store, path):
+                        continue
+                return None
+        except (BaseError, OSError) as err:
+            return _unavailable(err)
+        return StoreUnavailable("object exists, and yet is not there")
+
     def _locate(self, url: str) -> tuple[LocalStore | S3Store, str]:
-        parts = urlsplit(url)
-        if parts.scheme == "file":
+        if _is_file(url):
             if self._root is None:
                 self._root = LocalStore("/")
-            return self._root, unquote(parts.path).lstrip("/")
+            return self._root, _path(url).lstrip("/")
+        parts = urlsplit(url)
         bucket = self._buckets.get(parts.netloc)
         if bucket is None:
             bucket = self._buckets[parts.netloc] = self._open_bucket(parts.netloc)
@@ -158,9 +147,14 @@ def _mapped_errors() -> Iterator[None]:
         raise StoreUnavailable(type(err).__name__) from err
 
 
-def _sync_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _unavailable(error: Exception | None) -> StoreUnavailable | None:
+    # The text of an error may hold a path or an address; its class is enough.
+    return None if error is None else StoreUnavailable(type(error).__name__)
+
+
+def _is_file(url: str) -> bool:
+    return url.startswith(_FILE)
+
+
+def _path(url: str) -> str:
+    return unquote(url.removeprefix(_FILE))

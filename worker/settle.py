@@ -1,7 +1,8 @@
 """What happens to a message after its verdict: store the result, tell the tenant, ack; or dead-letter it; or fetch it.
 
 One asyncio loop in a thread of its own. Every task insists: an outage of store or broker delays it and never drops it,
-and the acknowledgement of a message comes strictly after its result is stored. Tasks outlive the loop's thread, so a
+and the acknowledgement of a message comes strictly after its result is stored. Results travel in parts, because a task
+for each costs more than what it does; one that cannot be stored goes on alone. Tasks outlive the loop's thread, so a
 replaced thread resumes them.
 
 May import: the standard library, structlog, mrgc.errors, mrgc.wire, worker. Called by the intake.
@@ -22,11 +23,15 @@ from worker.backoff import Backoff
 from worker.engine_protocol import Served
 from worker.job import Job
 from worker.notices import REFUSED, Announcer, Notice
-from worker.object_store import ObjectStore
+from worker.object_store import NewObject, ObjectStore
 from worker.sources.base import ClaimCheck, JobSource, Lease
 
-#: Requests to the store at once.
-MAX_REQUESTS: Final = 512
+#: Results that are stored together and acknowledged together.
+PART_RESULTS: Final = 64
+#: Parts at the store at once: 512 results.
+MAX_PARTS: Final = 8
+#: Everything else that waits for the store or the broker at once.
+MAX_REQUESTS: Final = 64
 #: Acknowledgements in one transaction.
 MAX_ACKS: Final = 512
 #: Longest wait for more acknowledgements of the same tenants, where one request removes several messages.
@@ -41,29 +46,37 @@ STOP_POLL_S: Final = 0.05
 
 T = TypeVar("T")
 
+#: A job and its sealed result.
+Result = tuple[Job, Served]
+
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Task:
-    lease: Lease
+    leases: Sequence[Lease]
     run: Callable[[], Coroutine[Any, Any, None]]
     #: A result that waits for the store.
     unstored_bytes: int = 0
 
 
-class _Ack(NamedTuple):
+class _Ended(NamedTuple):
+    """A job whose result is stored."""
+
     job: Job
-    #: Of its result.
     status: str
+
+
+#: Jobs that end together, and who waits for their acknowledgement.
+_Acks = tuple[Sequence[_Ended], asyncio.Future[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class SettleEvents:
     """Whom the settler tells. Called on its loop; must not block."""
 
-    #: The message is acknowledged, dead-lettered, or not ours any more.
-    settled: Callable[[Lease], None]
+    #: These messages are acknowledged, dead-lettered, or not ours any more.
+    settled: Callable[[Sequence[Lease]], None]
     #: The store took or gave an object.
     stored: Callable[[], None]
     #: An outage delays a task.
@@ -91,7 +104,8 @@ class Settler:
         self._tasks: set[_Task] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unstored_bytes = 0
-        self._acks: asyncio.Queue[tuple[_Ack, asyncio.Future[None]]]
+        self._acks: asyncio.Queue[_Acks]
+        self._parts: asyncio.Semaphore
         self._requests: asyncio.Semaphore
 
     @property
@@ -99,16 +113,29 @@ class Settler:
         """Bytes of results that wait for the store."""
         return self._unstored_bytes
 
-    def store(self, job: Job, served: Served) -> None:
-        """Store a sealed result, tell its tenant, then acknowledge its message."""
+    def store(self, results: Sequence[Result]) -> None:
+        """Store sealed results, tell their tenants, then acknowledge their messages."""
+        for start in range(0, len(results), PART_RESULTS):
+            self._store_part(results[start : start + PART_RESULTS], _new_backoff())
 
+    def _store_part(self, part: Sequence[Result], backoff: Backoff, *, after_s: float = 0.0) -> None:
         async def run() -> None:
-            await self._insist(job.lease, lambda: self._store.create(job.result_url, served.result))
-            self._events.stored()
-            await self._insist(job.lease, lambda: self._ack(_Ack(job, served.status)))
-            self._events.settled(job.lease)
+            await asyncio.sleep(after_s)
+            async with self._parts:
+                outcomes = await self._store.create([NewObject(job.result_url, served.result) for job, served in part])
+            pairs = list(zip(part, outcomes, strict=True))
+            for (job, _), error in pairs:
+                if error is not None:
+                    self._events.delayed(job.lease, error)
+            if failed := [result for result, error in pairs if error is not None]:
+                # By themselves, so that a result that fails for ever holds back only its like.
+                self._store_part(failed, backoff, after_s=backoff.next_s())
+            if ended := [_Ended(job, served.status) for (job, served), error in pairs if error is None]:
+                self._events.stored()
+                await self._insist(ended[0].job.lease, lambda: self._acknowledge(ended))
+                self._events.settled([job.lease for job, _ in ended])
 
-        self._start(_Task(job.lease, run, len(served.result)))
+        self._start(_Task([job.lease for job, _ in part], run, sum(len(served.result) for _, served in part)))
 
     def dead_letter(self, lease: Lease, *, code: str, hint_url: str | None = None) -> None:
         """Move a message to the dead letters, with a hint to its tenant beside where the result would be.
@@ -128,9 +155,9 @@ class Settler:
                 if hint_url is not None:
                     notice = Notice.of(lease.tenant, hint_url, REFUSED)
                     await asyncio.to_thread(self._announcer.announce, [notice])
-            self._events.settled(lease)
+            self._events.settled([lease])
 
-        self._start(_Task(lease, run))
+        self._start(_Task([lease], run))
 
     def fetch(self, lease: Lease, check: ClaimCheck, then: Callable[[bytes], None]) -> None:
         """Read the sealed job that a claim check names and hand it to `then`; without one, dead-letter the message."""
@@ -144,7 +171,7 @@ class Settler:
             self._events.stored()
             then(body)
 
-        self._start(_Task(lease, run))
+        self._start(_Task([lease], run))
 
     def count_death(self, job: Job, then: Callable[[], None]) -> None:
         """Record an engine death of a job that was alone, then go on with `then`."""
@@ -157,7 +184,7 @@ class Settler:
                 job.lease.deaths += 1
             then()
 
-        self._start(_Task(job.lease, run))
+        self._start(_Task([job.lease], run))
 
     def run(self, stop: threading.Event) -> None:
         """Run tasks until `stop` is set; those that are left stay undone."""
@@ -165,20 +192,21 @@ class Settler:
 
     async def _main(self, stop: threading.Event) -> None:
         self._acks = asyncio.Queue()
+        self._parts = asyncio.Semaphore(MAX_PARTS)
         self._requests = asyncio.Semaphore(MAX_REQUESTS)
-        flushing = asyncio.create_task(self._flush_acks())
+        acknowledging = asyncio.create_task(self._send_acks())
         with self._lock:
             self._loop = asyncio.get_running_loop()
             for task in self._tasks:
                 self._spawn(task)
         try:
-            while not stop.is_set() and not flushing.done():
-                await asyncio.wait({flushing}, timeout=STOP_POLL_S)
+            while not stop.is_set() and not acknowledging.done():
+                await asyncio.wait({acknowledging}, timeout=STOP_POLL_S)
         finally:
             with self._lock:
                 self._loop = None
-        if flushing.done():
-            flushing.result()
+        if acknowledging.done():
+            acknowledging.result()
 
     def _start(self, task: _Task) -> None:
         with self._lock:
@@ -199,13 +227,14 @@ class Settler:
             self._tasks.discard(task)
             self._unstored_bytes -= task.unstored_bytes
         if (error := done.exception()) is not None:
-            # Nobody knows what is true of this message now. Letting go of the lease brings it back to somebody.
-            _log.error("settling failed", tenant=task.lease.tenant, message_id=task.lease.message_id, exc_info=error)
-            self._events.settled(task.lease)
+            # Nobody knows what is true of these messages now. Letting go of a lease brings it back to somebody.
+            for lease in task.leases:
+                _log.error("settling failed", tenant=lease.tenant, message_id=lease.message_id, exc_info=error)
+            self._events.settled(task.leases)
 
     async def _insist(self, lease: Lease, attempt: Callable[[], Awaitable[T]]) -> T:
         """Try until there is no outage."""
-        backoff = Backoff(base_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
+        backoff = _new_backoff()
         while True:
             try:
                 async with self._requests:
@@ -217,23 +246,25 @@ class Settler:
     async def _hint(self, url: str, code: str) -> None:
         try:
             async with asyncio.timeout(HINT_TIMEOUT_S):
-                await self._store.create(url, code.encode())
-        except (MrgcError, TimeoutError):
+                (error,) = await self._store.create([NewObject(url, code.encode())])
+        except TimeoutError as err:
+            error = StoreUnavailable(type(err).__name__)
+        if error is not None:
             _log.info("hint not stored", code=code)
 
-    async def _ack(self, ack: _Ack) -> None:
+    async def _acknowledge(self, ended: Sequence[_Ended]) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        await self._acks.put((ack, done))
+        await self._acks.put((ended, done))
         await done
 
-    async def _flush_acks(self) -> None:
+    async def _send_acks(self) -> None:
         """Acknowledge in one call whatever has gathered while the one before was under way."""
         while True:
             waiting = await self._gather_acks()
-            error: MrgcError | None = None
+            error: QueueUnavailable | None = None
             try:
-                await asyncio.to_thread(self._acknowledge, [ack for ack, _ in waiting])
-            except (StoreUnavailable, QueueUnavailable) as err:
+                await asyncio.to_thread(self._end, [each for ended, _ in waiting for each in ended])
+            except QueueUnavailable as err:
                 error = err
             for _, done in waiting:
                 if error is None:
@@ -241,25 +272,28 @@ class Settler:
                 else:
                     done.set_exception(error)
 
-    async def _gather_acks(self) -> list[tuple[_Ack, asyncio.Future[None]]]:
+    async def _gather_acks(self) -> list[_Acks]:
         """Wait for the first, then a little longer while the broker's requests would not be full."""
         waiting = [await self._acks.get()]
-        tenants = {waiting[0][0].job.tenant}
+        tenants = [job.tenant for job, _ in waiting[0][0]]
         try:
             async with asyncio.timeout(GATHER_S):
-                while len(waiting) < MAX_ACKS:
-                    if self._acks.empty() and len(waiting) >= self._source.acks_per_call * len(tenants):
+                while len(tenants) < MAX_ACKS:
+                    if self._acks.empty() and len(tenants) >= self._source.acks_per_call * len(set(tenants)):
                         break
                     waiting.append(await self._acks.get())
-                    tenants.add(waiting[-1][0].job.tenant)
+                    tenants += [job.tenant for job, _ in waiting[-1][0]]
         except TimeoutError:
             pass
         return waiting
 
-    def _acknowledge(self, acks: Sequence[_Ack]) -> None:
-        self._store.flush([ack.job.result_url for ack in acks])
+    def _end(self, ended: Sequence[_Ended]) -> None:
         # Before the acknowledgement: a crash between the two repeats the notices, and after it would lose them.
-        self._announcer.announce([Notice.of(ack.job.tenant, ack.job.result_url, ack.status) for ack in acks])
-        for ack in acks:
-            ack.job.lease.closing = True
-        self._source.ack([ack.job.lease for ack in acks])
+        self._announcer.announce([Notice.of(job.tenant, job.result_url, status) for job, status in ended])
+        for job, _ in ended:
+            job.lease.closing = True
+        self._source.ack([job.lease for job, _ in ended])
+
+
+def _new_backoff() -> Backoff:
+    return Backoff(base_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)

@@ -68,5 +68,10 @@ def _acknowledge(channel: Any, batch: Sequence[Message]) -> None:
 
 app = Celery("bench-step")
 app.config_from_object("celeryconfig")
-app.conf.update(task_queues=[Queue("bench-step-control")], task_default_queue="bench-step-control", task_routes=None)
+app.conf.update(
+    task_queues=[Queue("bench-step-control")],
+    task_default_queue="bench-step-control",
+    task_routes=None,
+    worker_consumer="celery.worker.consumer:Consumer",
+)
 app.steps["consumer"].add(BatchStep)

@@ -87,27 +87,28 @@ def run(arrangement: Arrangement, directory: Path, shared: Mapping[str, int]) ->
         supervisor.start(part)
         supervisor.wait_ready(part.name, deadline_s=START_S, stopping=threading.Event())
         arrangement.queue.fill(WARM)
-        _wait_drained(arrangement, supervisor)
+        _wait_drained(arrangement, directory)
         pids = {**shared, **json.loads((directory / "pids.json").read_text())}
         before = _cpu_s(pids)
         arrangement.queue.fill(FULL)
         filled_s = time.perf_counter()
-        _wait_drained(arrangement, supervisor)
+        _wait_drained(arrangement, directory)
         took_s = time.perf_counter() - filled_s
         after = _cpu_s(pids)
     finally:
         supervisor.stop()
-    _ensure_served(arrangement, results)
+    _ensure_served(arrangement, directory)
     shutil.rmtree(directory)
     jobs = len(arrangement.full)
     return Run(jobs / took_s, {name: (after[name] - before[name]) / jobs * 1e6 for name in pids})
 
 
-def _wait_drained(arrangement: Arrangement, supervisor: Supervisor) -> None:
+def _wait_drained(arrangement: Arrangement, directory: Path) -> None:
     give_up_s = time.monotonic() + DRAIN_S
     while not arrangement.queue.is_drained():
-        assert time.monotonic() < give_up_s, f"{arrangement.name} does not drain its queue"
-        supervisor.restart_dead()
+        assert time.monotonic() < give_up_s, (
+            f"{arrangement.name} does not drain its queue\n{_log(arrangement, directory)}"
+        )
         time.sleep(POLL_S)
 
 
@@ -119,8 +120,14 @@ def _cpu_s(pids: Mapping[str, int]) -> dict[str, float]:
     return {name: sum(map(int, each)) / os.sysconf("SC_CLK_TCK") for name, each in ticks.items()}
 
 
-def _ensure_served(arrangement: Arrangement, results: Path) -> None:
-    stored = sum(1 for _ in results.rglob("*.mrgc"))
-    assert stored == len(arrangement.warm) + len(arrangement.full), f"{arrangement.name} stored {stored} results"
+def _ensure_served(arrangement: Arrangement, directory: Path) -> None:
+    results = directory / "results"
+    stored, sent = sum(1 for _ in results.rglob("*.mrgc")), len(arrangement.warm) + len(arrangement.full)
+    assert stored == sent, f"{arrangement.name} stored {stored} of {sent} results\n{_log(arrangement, directory)}"
     for tenant, job in random.sample(arrangement.full, min(OPENED, len(arrangement.full))):
         tenant.ensure_answers((results / result_name(job)).read_bytes(), job)
+
+
+def _log(arrangement: Arrangement, directory: Path) -> str:
+    """Return the end of the worker's log."""
+    return (directory / "logs" / f"{arrangement.part.name}.log").read_text()[-4_000:]

@@ -22,7 +22,7 @@ from worker.engine.opening import Opener
 from worker.engine.sealing import Sealer
 from worker.engine_protocol import Served
 from worker.models.registry import Registry
-from worker.object_store import ObjectStore
+from worker.object_store import NewObject, ObjectStore
 
 
 class Serving:
@@ -52,19 +52,16 @@ class Serving:
             forward(model, rows)
         urls = [self._url(job) for job in batch.jobs]
         outcomes = self._sealer.seal(batch)
-        self._loop.run_until_complete(self._create(urls, outcomes))
-        self._store.flush(urls)
+        for outcome in outcomes:
+            if isinstance(outcome, MrgcError):
+                raise outcome
+        results = [outcome.result for outcome in outcomes if isinstance(outcome, Served)]
+        for error in self._loop.run_until_complete(self._store.create(list(map(NewObject, urls, results)))):
+            if error is not None:
+                raise error
 
     def _url(self, job: Job | MrgcError) -> str:
         if isinstance(job, MrgcError):
             raise job
         header = job.sealed.header
         return f"{self._prefix}{header.tenant}/{header.job.hex()}/{job.sealed.request.hex()}.mrgc"
-
-    async def _create(self, urls: Sequence[str], outcomes: Sequence[Served | MrgcError]) -> None:
-        creates = []
-        for url, outcome in zip(urls, outcomes, strict=True):
-            if isinstance(outcome, MrgcError):
-                raise outcome
-            creates.append(self._store.create(url, outcome.result))
-        await asyncio.gather(*creates)

@@ -79,7 +79,8 @@ def ours(stage: Stage, name: str, serving: Sequence[Tenant]) -> Arrangement:
     registry = stage.stack.directory / f"{name}.toml"
     registry.write_text(tenants.registry(serving))
     worker = parts.worker(stage.stack)
-    part = replace(worker, env={**worker.env, "MRGC_REGISTRY": str(registry)})
+    # The peers tell no tenant that a job has ended, so neither does this worker.
+    part = replace(worker, env={**worker.env, "MRGC_REGISTRY": str(registry), "MRGC_NOTICES": "off"})
     queue = StreamQueues(connect(stage.stack.redis_url("operator")), name)
     # Every tenant's data key must be in the enclave's cache before the clock starts.
     warm = {each.name: _seal(each, max(1, WARM_JOBS // len(serving))) for each in serving}

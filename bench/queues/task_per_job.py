@@ -1,6 +1,6 @@
 """Plain Celery: one task per job, acknowledged late: `python -m celery -A bench.queues.task_per_job worker`.
 
-The broker's settings are those of celeryconfig.py; what slows a consumer of many small tasks down is set otherwise.
+Its settings are those of celeryconfig.py, except for what would slow a consumer of many small tasks down.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ app.conf.update(
     task_queues=[Queue(TASK_QUEUE)],
     task_default_queue=TASK_QUEUE,
     task_routes=None,
+    worker_consumer="celery.worker.consumer:Consumer",
     worker_disable_prefetch=False,
     worker_prefetch_multiplier=16,
 )

@@ -110,9 +110,9 @@ def test_suspects_go_first_and_alone(open_desk: OpenDesk) -> None:
 
     engine.answer = answer
     desk.dispatcher.engine_died([[make_job("s0"), make_job("s1"), make_job("s2")], [make_job("s3")]])
-    desk.dispatcher.add(make_job("once-dead", deaths=1))
+    desk.dispatcher.add([make_job("once-dead", deaths=1)])
     for index in range(20):
-        desk.dispatcher.add(make_job(f"n{index}"))
+        desk.dispatcher.add([make_job(f"n{index}")])
     desk.begin.set()
     until(lambda: len(desk.answered_jobs) == 25, within_s=10, what="all are served")
     assert engine.batches[:4] == [[b"s0", b"s1"], [b"s2"], [b"s3"], [b"once-dead"]]
@@ -131,9 +131,9 @@ def test_with_two_engines_one_goes_on(open_desk: OpenDesk) -> None:
 
     for engine in engines:
         engine.answer = answer
-    desk.dispatcher.add(make_job("suspect", deaths=1))
+    desk.dispatcher.add([make_job("suspect", deaths=1)])
     for index in range(20):
-        desk.dispatcher.add(make_job(f"n{index}"))
+        desk.dispatcher.add([make_job(f"n{index}")])
     desk.begin.set()
     until(lambda: len(desk.answered_jobs) == 20, within_s=10, what="the others are served")
     (busy,) = [engine for engine in engines if [b"suspect"] in engine.batches]
@@ -146,9 +146,9 @@ def test_lost_and_expired_jobs_are_not_sent(open_desk: OpenDesk) -> None:
     """A job whose lease was lost is dropped silently, one that expired is reported, the others go."""
     desk, (engine,) = open_desk(1)
     desk.lost = {"lost", "lost-suspect"}
-    desk.dispatcher.add(make_job("lost-suspect", deaths=1))
+    desk.dispatcher.add([make_job("lost-suspect", deaths=1)])
     for job in (make_job("lost"), make_job("old", expires=1), make_job("good")):
-        desk.dispatcher.add(job)
+        desk.dispatcher.add([job])
     desk.begin.set()
     until(lambda: desk.answered_jobs == ["good"], within_s=10, what="the good one is served")
     assert desk.expired == ["old"]
@@ -159,7 +159,7 @@ def test_a_store_that_is_behind_stops_dispatch(open_desk: OpenDesk) -> None:
     """No more results are made than the store takes."""
     desk, (engine,) = open_desk(1)
     desk.may_dispatch = False
-    desk.dispatcher.add(make_job("waits"))
+    desk.dispatcher.add([make_job("waits")])
     desk.begin.set()
     desk.dispatcher.wake()
     assert engine.batches == []

@@ -365,7 +365,7 @@ def test_a_dead_thread_is_replaced(start_host: StartHost, part: str, method: str
 def test_a_message_that_meets_a_bug_is_dead_lettered(start_host: StartHost) -> None:
     """Even a message that our own code stumbles over leaves with a reason, and stops nobody."""
     host = start_host()
-    fail_once(host.intake, "_admit", ZeroDivisionError("a bug"))
+    fail_once(host.intake._reception, "_admit", ZeroDivisionError("a bug"))
     job = seal()
     host.send(job)
     host.wait_acked()

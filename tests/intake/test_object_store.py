@@ -13,7 +13,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from mrgc.errors import BodyMissing, StoreUnavailable
-from worker.object_store import ObjectStore
+from worker.object_store import NewObject, ObjectStore
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,9 +48,10 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ObjectStore, 
 
 
 def create(store: ObjectStore, url: str, body: bytes) -> None:
-    """Create and flush one object."""
-    asyncio.run(store.create(url, body))
-    store.flush([url])
+    """Create one object, or raise why it is not certain."""
+    (error,) = asyncio.run(store.create([NewObject(url, body)]))
+    if error is not None:
+        raise error
 
 
 def read(store: ObjectStore, url: str, size_bytes: int) -> bytes:
@@ -74,7 +75,7 @@ def test_concurrent_writers_leave_one_whole_result(place: tuple[ObjectStore, str
     bodies = [bytes([index]) * 5_000 for index in range(8)]
 
     async def race() -> None:
-        await asyncio.gather(*(store.create(url, body) for body in bodies))
+        await asyncio.gather(*(store.create([NewObject(url, body)]) for body in bodies))
 
     asyncio.run(race())
     assert read(store, url, 5_000) in bodies
@@ -170,5 +171,16 @@ def test_a_store_that_is_gone_is_an_outage(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreUnavailable):
         create(ObjectStore(), f"file://{tmp_path}/file/x.mrgc", b"body")
-    with pytest.raises(StoreUnavailable):
-        ObjectStore().flush([f"file://{tmp_path}/absent.mrgc"])
+
+
+def test_one_file_that_cannot_be_stored_fails_alone(tmp_path: Path) -> None:
+    """The other results of a batch are stored, and nothing but results is left in the directories."""
+    (tmp_path / "acme").mkdir()
+    (tmp_path / "acme" / "broken").write_text("a file where a directory is needed")
+    names = ["acme/1/a.mrgc", "acme/broken/b.mrgc", *(f"globex/{number}/c.mrgc" for number in range(40))]
+    objects = [NewObject(f"file://{tmp_path}/{name}", name.encode()) for name in names]
+    outcomes = asyncio.run(ObjectStore().create(objects))
+    assert [name for name, outcome in zip(names, outcomes, strict=True) if outcome is not None] == [names[1]]
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {*names, "acme/broken"} - {names[1]}
+    assert all((tmp_path / name).read_bytes() == name.encode() for name in found - {"acme/broken"})

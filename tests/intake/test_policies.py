@@ -153,17 +153,17 @@ def test_halving_finds_the_guilty_job_and_counts_no_other(sizes: list[int], data
 def test_holdings_know_what_is_held_and_what_may_come() -> None:
     """Budgets shrink with what is held; a lease that came back extends the one in work, and is held once."""
     holdings = Holdings(max_jobs=10, max_bytes=1_000)
-    lease = Lease("acme", "1-0", b"", deadline_s=1.0)
-    assert holdings.add(lease, size_bytes=300)
-    again = Lease("acme", "1-0", b"", deadline_s=9.0)
-    assert not holdings.add(again, size_bytes=300)
+    lease = Lease("acme", "1-0", bytes(300), deadline_s=1.0)
+    assert holdings.add([lease]) == [lease]
+    again = Lease("acme", "1-0", bytes(300), deadline_s=9.0)
+    assert holdings.add([again]) == []
     assert lease.deadline_s == 9.0
     assert holdings.holds(lease)
     assert not holdings.holds(again)
     assert holdings.budget({"acme": 1, "globex": 5}, max_jobs=4) == Budget(3, 700, {"acme": 0, "globex": 5})
-    assert holdings.remove(again) is None
-    assert holdings.remove(lease) is not None
-    assert holdings.remove(lease) is None
+    assert holdings.remove([again]) == []
+    assert len(holdings.remove([again, lease])) == 1
+    assert holdings.remove([lease]) == []
     assert holdings.budget({"acme": 1}, max_jobs=100) == Budget(10, 1_000, {"acme": 1})
     assert holdings.wait_empty(0)
 
