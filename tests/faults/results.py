@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -94,9 +95,11 @@ class DirectoryResults:
 
     def _look(self) -> None:
         while not self._closing.wait(LOOK_S):
-            for name, path in self._paths().items():
-                if name not in self._first:
-                    self._first[name] = path.read_bytes()
+            # A look that meets the end of the process, or of a folder, is taken again.
+            with contextlib.suppress(OSError):
+                for name, path in self._paths().items():
+                    if name not in self._first:
+                        self._first[name] = path.read_bytes()
 
     def _paths(self) -> dict[str, Path]:
         root = self._root()

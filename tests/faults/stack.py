@@ -156,7 +156,7 @@ class FaultStack:
     def broker(self) -> Broker:
         """The broker, past the proxy."""
         if self.source == "redis":
-            login = queue_access.login(self.directory, "operator")
+            login = queue_access.login(self.inside("."), "operator")
             return RedisBroker(f"redis://{login}127.0.0.1:{self._ports['redis']}/0")
         endpoint = f"http://127.0.0.1:{self._ports['sqs']}"
         return SqsBroker(endpoint, f"{endpoint}/{SQS_PATH}")
@@ -177,13 +177,7 @@ class FaultStack:
 
     def env(self, tenant: str) -> dict[str, str]:
         """The shell exports of one tenant."""
-        exports = read_env(self.directory / f"env.{tenant}")
-        if self._shape.store == "bucket":
-            exports |= {
-                "MRGC_RESULTS_URL": f"s3://{BUCKET}/",
-                "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{self.s3.port}",
-            }
-        return exports
+        return read_env(self.directory / f"env.{tenant}")
 
     def client(self, tenant: str) -> Client:
         """A tenant's client with a data key of its own; the caller closes it."""
@@ -205,6 +199,14 @@ class FaultStack:
         os.kill(pid, signal.SIGKILL)
         self.tally.kill(self.source, part)
         return pid
+
+    def kill_if_alive(self, part: str) -> bool:
+        """SIGKILL a part unless it is dead already, waiting for its next start."""
+        try:
+            self.kill(part)
+        except ProcessLookupError:
+            return False
+        return True
 
     def wait_restarted(self, part: str, dead: int) -> None:
         """Wait until a part that died runs again, and listens if it is the broker."""

@@ -20,9 +20,12 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 #: A mount namespace of the stack's own; it needs no privilege where users may make namespaces.
 UNSHARE = ("unshare", "--map-root-user", "--mount")
-#: Mounts a small file system on each of the folders before "--", then becomes the command behind it.
+#: Moves each of the folders before "--" to a small file system, then becomes the command behind it.
 SMALL_DISKS = """
-while [ "$1" != -- ]; do mount -t tmpfs -o size=48m tmpfs "$1" || exit 1; shift; done
+while [ "$1" != -- ]; do
+    cp -a "$1" "$1.before" && mount -t tmpfs -o size=48m tmpfs "$1" && cp -a "$1.before/." "$1" || exit 1
+    shift
+done
 shift
 exec "$@"
 """

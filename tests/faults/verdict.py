@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from mrgc import errors
 from mrgc.results import object_name
 from tests.faults.workload import TENANTS, Sent, Workload, right_answers
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from tests.faults.stack import FaultStack
 
 SETTLE_S: Final = 180.0
 SERVE_S: Final = 60.0
@@ -61,7 +58,7 @@ def ensure_settled(
     assert (verdict.lost, verdict.doubled, verdict.wrong) == ([], [], [])
     assert verdict.dead == dict.fromkeys(dead, reason)
     assert [stack.broker.leftovers(tenant) for tenant in TENANTS] == [[], []]
-    ensure_a_good_job_succeeds(stack)
+    ensure_a_good_job_succeeds(work)
 
 
 def judge(work: Workload) -> Verdict:
@@ -99,8 +96,9 @@ def is_right(work: Workload, sent: Sent, data: bytes) -> bool:
     return found.shape == expected.shape and bool(np.allclose(found, expected, atol=1e-5))
 
 
-def ensure_a_good_job_succeeds(stack: FaultStack) -> None:
-    """Submit one ordinary job and demand its result."""
-    with stack.client(TENANTS[0]) as client:
-        (outcome,) = client.wait(client.submit(["is the service well?"]), timeout_s=SERVE_S)
-    assert outcome.state == "ok", outcome
+def ensure_a_good_job_succeeds(work: Workload) -> None:
+    """Send one more job and demand its right result."""
+    (good,) = work.add(1)
+    name = object_name(good.job)
+    until(lambda: name in work.stack.results.names(), within_s=SERVE_S, what="a good job is served")
+    assert is_right(work, good, work.stack.results.objects()[name])
