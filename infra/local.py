@@ -36,7 +36,7 @@ from worker import logs
 
 START_S: Final = 90.0
 #: An emulated processor boots the image in 10 to 30 s where nothing else runs, and much does.
-VM_START_S: Final = 300.0
+VM_START_S: Final = 400.0
 _LISTENERS: Final = ("redis", "sqs", "kms", "agent", "worker")
 
 

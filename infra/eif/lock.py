@@ -19,8 +19,9 @@ from infra.durable_file import replace_file
 from infra.eif.fetch import PackageCache, download_wheels
 from infra.eif.pins import DEBIAN_LOCK, KERNEL_PREFIX, WHEEL_LOCK, Pin, read_locks
 
-#: Debian's package that depends on the newest kernel of its flavour.
+#: Debian's package that depends on the newest kernel of its flavour; stable's own has no NSM driver (Linux 6.8).
 KERNEL: Final = "linux-image-cloud-amd64"
+KERNEL_SUITE: Final = "bookworm-backports"
 CONSTRAINTS: Final = Path(__file__).resolve().parents[2] / "constraints.txt"
 
 _DEBIAN_HEADER: Final = """\
@@ -57,7 +58,7 @@ def renew(cache: PackageCache) -> list[Pin]:
 
 def _newest_debian(cache: PackageCache, names: list[str], folder: Path) -> list[Pin]:
     apt = cache.apt()
-    planned = (each.partition("=")[0] for each in apt.closure([KERNEL]))
+    planned = (each.partition("=")[0] for each in apt.closure([f"{KERNEL}/{KERNEL_SUITE}"]))
     kernel = next(name for name in planned if name.startswith(KERNEL_PREFIX) and name != KERNEL)
     # Debian's file names are NAME_VERSION_ARCHITECTURE.deb, with the version's colon escaped.
     files = {unquote(file.name).split("_")[0]: file for file in apt.download([*names, kernel], to=folder)}
