@@ -26,6 +26,7 @@ APPLICATION: Final = ("/usr/bin/python3.11", "-IBu", "-m", "enclave.enclave_app"
 USER_ID: Final = 65_534
 
 MODULES: Final = Path("/modules")
+MODULES_DISABLED: Final = Path("/proc/sys/kernel/modules_disabled")
 _PREFIX: Final = "mrgc."
 _PARENT_CID: Final = "parent_cid"
 
@@ -43,7 +44,8 @@ def main() -> NoReturn:
         command_line = Path("/proc/cmdline").read_text(encoding="ascii")
         load_modules(command_line)
         # Nothing that runs later can change the kernel or a file of the image.
-        Path("/proc/sys/kernel/modules_disabled").write_text("1")
+        if MODULES_DISABLED.exists():  # A kernel that knows no modules has no such switch.
+            MODULES_DISABLED.write_text("1")
         mount("rootfs", "/", "", _MS_REMOUNT | _MS_RDONLY)
         options = own_options(command_line)
         heartbeat(int(options.get(_PARENT_CID, PARENT_CID)))

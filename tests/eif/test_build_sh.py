@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from infra.eif import __main__ as command
 from infra.eif import reader
 from infra.eif.build import Plan, build
 from infra.eif.fetch import CACHE, PackageCache
+from infra.eif.measurement import signer_pcr
+from infra.eif.signature import Signer
 from mrgc.measurements import read_measurements
 
 ROOT: Final = Path(__file__).parents[2]
@@ -113,6 +116,23 @@ def test_a_virtual_machines_image_has_another_pcr0_and_may_trust_another_kms(bui
     assert [plain.pcrs[index] == other.pcrs[index] for index in (0, 1, 2)] == [False, False, False]
     assert "mrgc.parent_cid=2" in other.command_line
     assert "mrgc." not in plain.command_line
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_signed_image_publishes_its_signers_register(signer: Signer, tmp_path: Path) -> None:
+    """With key and certificate on the command line, pcr-values.json has PCR8, and signing again gives the same file."""
+    (tmp_path / "bzImage").write_bytes(b"kernel" * 1000)
+    (tmp_path / "key.pem").write_bytes(signer.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    (tmp_path / "certificate.pem").write_bytes(signer.certificate.public_bytes(Encoding.PEM))
+    arguments = ["build", "--kernel", str(tmp_path / "bzImage"), "--cache", str(CACHE)]
+    arguments += ["--sign-key", str(tmp_path / "key.pem"), "--sign-certificate", str(tmp_path / "certificate.pem")]
+    images = []
+    for name in ("once", "twice"):
+        assert command.main([*arguments, "--out", str(tmp_path / name)]) == 0
+        images.append((tmp_path / name / "mrgc-enclave.eif").read_bytes())
+    assert images[0] == images[1]
+    published = read_measurements(tmp_path / "once" / "pcr-values.json")
+    assert published[8] == signer_pcr(signer.certificate.public_bytes(Encoding.DER))
 
 
 @pytest.mark.parametrize(
