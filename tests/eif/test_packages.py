@@ -6,6 +6,7 @@ import hashlib
 import io
 import lzma
 import re
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from infra.eif import cpio, rootfs, tree
 from infra.eif.archives import deb_files, wheel_files
 from infra.eif.fetch import PackageCache
-from infra.eif.pins import Pin, read_debian, read_locks, read_wheels
+from infra.eif.pins import Pin, Pins, read_debian, read_locks, read_wheels
 from infra.eif.tree import Entry, Tree
 from mrgc.errors import ConfigError, FormatError
 from tests.eif.image import unpack
@@ -141,6 +142,16 @@ def test_a_changed_file_in_the_cache_is_removed_and_named(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"good 1 in .* was changed"):
         cache.load(good)
     assert not (tmp_path / good.sha256).exists()
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="no apt-get here")
+def test_a_mirror_that_does_not_answer_is_an_error_that_says_so(tmp_path: Path) -> None:
+    """A first build without its packages ends with apt's own reason, and leaves nothing that looks fetched."""
+    absent = dict.fromkeys(("bookworm", "bookworm-security"), "http://127.0.0.1:9/debian/")
+    wanted = Pins({"libc6": Pin("libc6", "1", "0" * 64)}, {})
+    with pytest.raises(ConfigError, match="apt-get update: E: Failed to fetch"):
+        PackageCache(tmp_path, mirrors=absent).ensure(wanted)
+    assert [path.name for path in tmp_path.iterdir()] == ["apt"]
 
 
 def test_wheels_of_the_image_are_those_the_tests_run_with() -> None:
