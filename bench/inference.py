@@ -25,9 +25,8 @@ import numpy as np
 import torch
 
 from infra import docstrings
-from worker.engine import float_json
 from worker.engine.packer import Packer
-from worker.models import registry
+from worker.models import float_json, registry
 from worker.models.base import Embeddings, Ids, Model, Tokens
 from worker.models.device import choose_dtype, has_native_bf16
 from worker.models.fetch_minilm import MINILM, package_folder

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
 from mrgc.errors import InputInvalid, ModelError
 from worker.engine import hardening
-from worker.models.base import Embeddings, Ids, Tokens
+from worker.models.answers import EmbeddingAnswer, ensure_no_parameters
+from worker.models.base import Answer, Embeddings, Ids, Tokens
 
 NAME: Final = "null"
 #: SHA-256 of a manifest that does not exist; a result header must name one (docs/spec.md §4).
@@ -31,6 +32,11 @@ class NullModel:
     digest = DIGEST
     dimensions = DIMENSIONS
     max_tokens = 16
+
+    def answer(self, items: int, parameters: Mapping[str, object]) -> Answer:
+        """Answer with embeddings."""
+        ensure_no_parameters(parameters)
+        return EmbeddingAnswer(items, self.dimensions)
 
     def tokenise(self, inputs: Sequence[object]) -> list[Tokens | ModelError]:
         """Give every text one token."""

@@ -17,7 +17,7 @@ from worker.engine.opening import Opener
 from worker.engine.pipeline import Pipeline
 from worker.engine.sealing import Sealer
 from worker.engine_protocol import HEALTHY, WAITING, Served
-from worker.models.base import Embeddings, Ids, Model, Tokens
+from worker.models.base import Ids, Model, Outputs, Tokens
 from worker.models.registry import Registry
 
 CAP = 1 << 20
@@ -33,6 +33,7 @@ class Gated:
         self._model = model
         self.name, self.digest = model.name, model.digest
         self.dimensions, self.max_tokens = model.dimensions, model.max_tokens
+        self.answer = model.answer
         self.gate = threading.Event()
         self.batches: list[list[int]] = []
         self.tokenised = 0
@@ -42,7 +43,7 @@ class Gated:
         self.tokenised += len(inputs)
         return self._model.tokenise(inputs)
 
-    def forward(self, rows: Sequence[Ids]) -> Embeddings:
+    def forward(self, rows: Sequence[Ids]) -> Outputs:
         self.batches.append([len(row) for row in rows])
         assert self.gate.wait(30)
         if self.fault is not None:
@@ -198,7 +199,7 @@ def test_embeddings_do_not_depend_on_the_batch_they_were_in(running: Running, se
     """Forty jobs of other texts around it leave a job's bits as they are."""
     model = served.find(MODEL)
     tokens = [each for each in model.tokenise(["the text"]) if isinstance(each, Tokens)]
-    alone = model.forward([tokens[0].ids])
+    alone = np.asarray(model.forward([tokens[0].ids]))
     running.model.gate.set()
     jobs = [running.host.job(["the text"] if place % 7 == 3 else ["other " * place]) for place in range(40)]
     running.pipeline.submit(running.batch(0, jobs))

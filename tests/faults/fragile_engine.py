@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from mrgc.errors import ModelError
-    from worker.models.base import Embeddings, Ids, Model, Tokens
+    from worker.models.base import Ids, Model, Outputs, Tokens
 
 #: No other text of the suite has these tokens.
 DEADLY_TEXT: Final = "return return return file file file"
@@ -31,6 +31,7 @@ class FragileModel:
     def __init__(self, model: Model) -> None:
         self.name, self.digest = model.name, model.digest
         self.dimensions, self.max_tokens = model.dimensions, model.max_tokens
+        self.answer = model.answer
         self._model = model
         (deadly,) = model.tokenise([DEADLY_TEXT])
         assert not isinstance(deadly, Exception)
@@ -40,7 +41,7 @@ class FragileModel:
         """See `worker.models.base.Model.tokenise`."""
         return self._model.tokenise(inputs)
 
-    def forward(self, rows: Sequence[Ids]) -> Embeddings:
+    def forward(self, rows: Sequence[Ids]) -> Outputs:
         """See `worker.models.base.Model.forward`."""
         if any(row.tolist() == self._deadly for row in rows):
             os.kill(os.getpid(), signal.SIGKILL)

@@ -54,7 +54,7 @@ def right_answers(models: Path) -> NDArray[np.float32]:
     rows = []
     for tokens in model.tokenise(POOL):
         assert not isinstance(tokens, Exception)
-        rows.append(model.forward([tokens.ids])[0])
+        rows.append(np.asarray(model.forward([tokens.ids]))[0])
     return np.stack(rows)
 
 

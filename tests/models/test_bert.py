@@ -29,6 +29,11 @@ def rows_of(model: Model, texts: Sequence[str]) -> list[Ids]:
     return [outcome.ids for outcome in outcomes if isinstance(outcome, Tokens)]
 
 
+def forward(model: Model, rows: Sequence[Ids]) -> Embeddings:
+    """Run one token batch of a model that answers with embeddings."""
+    return np.asarray(model.forward(rows))
+
+
 @pytest.fixture(scope="module")
 def reference(texts: list[str]) -> Embeddings:
     """What sentence-transformers computes for the texts, from the folder as its publishers laid it out."""
@@ -42,7 +47,7 @@ def reference(texts: list[str]) -> Embeddings:
 @ORACLE
 def test_float32_equals_sentence_transformers(minilm: Model, texts: list[str], reference: Embeddings) -> None:
     """Packed float32 embeddings of MiniLM differ from the reference by rounding only."""
-    embeddings = minilm.forward(rows_of(minilm, texts))
+    embeddings = forward(minilm, rows_of(minilm, texts))
     assert np.abs(embeddings - reference).max() <= 1e-5
 
 
@@ -53,7 +58,7 @@ def test_bfloat16_points_where_the_reference_points(
     """Half the bits cost less than a thousandth of the cosine, for every single text."""
     model = registry.load(minilm_folder, device="cpu", dtype="bf16").find("all-minilm-l6-v2")
     # Emulated where the CPU has no bfloat16, hence few texts.
-    embeddings = model.forward(rows_of(model, texts[::2]))
+    embeddings = forward(model, rows_of(model, texts[::2]))
     assert (embeddings * reference[::2]).sum(axis=1).min() >= 0.999
 
 
@@ -70,7 +75,7 @@ def test_the_tiny_model_gives_the_same_bits_in_any_company(tiny: Model, texts: l
 
 def ensure_independent(model: Model, rows: list[Ids], *, compositions: int) -> None:
     """Run every row alone, then in seeded random company, short rows more often than their share."""
-    alone = [model.forward([row])[0] for row in rows]
+    alone = [forward(model, [row])[0] for row in rows]
     draw = random.Random(20)
     shortest = sorted(range(len(rows)), key=lambda place: len(rows[place]))[:6]
     for _ in range(compositions):
@@ -78,7 +83,7 @@ def ensure_independent(model: Model, rows: list[Ids], *, compositions: int) -> N
             draw.choice(shortest) if draw.random() < 0.5 else draw.randrange(len(rows))
             for _ in range(draw.choice([1, 2, 3, 5, 8, 13]))
         ]
-        together = model.forward([rows[place] for place in places])
+        together = forward(model, [rows[place] for place in places])
         for place, embedding in zip(places, together, strict=True):
             assert embedding.tobytes() == alone[place].tobytes(), f"row of {len(rows[place])} tokens among {places}"
 
@@ -86,10 +91,10 @@ def ensure_independent(model: Model, rows: list[Ids], *, compositions: int) -> N
 def test_embeddings_are_unit_vectors_in_the_order_of_the_rows(tiny: Model) -> None:
     """Sorting by length inside a batch is not visible from outside."""
     rows = rows_of(tiny, ["a much longer text than the others, to be sorted to the end", "short", "", "two words"])
-    embeddings = tiny.forward(rows)
+    embeddings = forward(tiny, rows)
     assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
     assert embeddings.dtype == np.float32
-    backwards = tiny.forward(rows[::-1])
+    backwards = forward(tiny, rows[::-1])
     assert (backwards[::-1] == embeddings).all()
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from worker.engine.jobs import Batch, Row
-    from worker.models.base import Model
+    from worker.models.base import Model, Outputs
 
 
 def forward(model: Model, rows: Sequence[Row]) -> list[Batch]:
@@ -40,21 +40,28 @@ def forward(model: Model, rows: Sequence[Row]) -> list[Batch]:
 
 def _run(model: Model, rows: Sequence[Row]) -> None:
     try:
-        embeddings = model.forward([row.ids for row in rows])
+        outputs = model.forward([row.ids for row in rows])
     except DeviceOutOfMemory:
         if len(rows) == 1:
             # A new error, because the traceback of this one keeps tensors alive.
-            rows[0].job.errors[rows[0].place] = DeviceOutOfMemory("input does not fit the device alone")
+            rows[0].job.fail_place(rows[0].place, DeviceOutOfMemory("input does not fit the device alone"))
             return
         middle = len(rows) // 2
         _run(model, rows[:middle])
         _run(model, rows[middle:])
         return
-    is_finite: NDArray[np.bool_] = np.all(np.isfinite(embeddings), axis=1)
-    for row, embedding, is_sound in zip(rows, embeddings, is_finite, strict=True):
+    for row, output, is_sound in zip(rows, outputs, _are_finite(outputs), strict=True):
         if is_sound:
-            row.job.embeddings[row.place] = embedding
+            row.answer.put(row.place, output)
         else:
             # Neither JSON nor a tenant has a use for NaN.
-            row.job.errors[row.place] = ModelError("model did not compute a finite embedding")
-    embeddings.fill(0)
+            row.job.fail_place(row.place, ModelError("model did not compute finite numbers"))
+    for buffer in [outputs] if isinstance(outputs, np.ndarray) else outputs:
+        buffer.fill(0)
+
+
+def _are_finite(outputs: Outputs) -> NDArray[np.bool_] | list[bool]:
+    if isinstance(outputs, np.ndarray):
+        finite: NDArray[np.bool_] = np.all(np.isfinite(outputs), axis=1)
+        return finite
+    return [bool(np.all(np.isfinite(output))) for output in outputs]

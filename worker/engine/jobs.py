@@ -1,17 +1,15 @@
 """A job inside the engine: what is known of it between open and seal, and the batch that it came in.
 
 State only, each object touched by one stage at a time: opening makes it, the forward stage fills it, sealing ends it.
-Plaintext lives in the inputs' ids and in the embeddings; `wipe` zeroes what Python lets us zero.
+Plaintext lives in the inputs' ids and in the answer; `wipe` zeroes what Python lets us zero.
 
-May import: the standard library, numpy, mrgc, worker.engine, worker.models.base.
+May import: the standard library, mrgc, worker.engine, worker.models.base.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
-
-import numpy as np
 
 from mrgc.errors import ModelError, ResultTooLarge
 from mrgc.wire.headers import JSON_TYPE
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from mrgc.wire.sealed import SealedJob
     from worker.engine.results import Body
     from worker.engine_protocol import Served
-    from worker.models.base import Embeddings, Ids, Model
+    from worker.models.base import Answer, Ids, Model
 
 #: Digest in the header of a failure for a model that nobody has: a result header must name one (docs/spec.md §4).
 _NO_DIGEST: Final = "0" * 64
@@ -40,8 +38,10 @@ class Job:
     ticket: bytes = b""
     model: Model | None = None
     accept: str = JSON_TYPE
-    #: float32 (items, D), rows of failed inputs zero; empty for a job that failed as a whole.
-    embeddings: Embeddings = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32), repr=False)
+    #: What the model makes of it; none for a job that failed as a whole before it was asked.
+    answer: Answer | None = field(default=None, repr=False)
+    #: Inputs; places from here on are the answer's extras.
+    items: int = 0
     #: Inputs that failed on their own, by index.
     errors: dict[int, ModelError] = field(default_factory=dict)
     #: Code of the ModelError that the job as a whole failed with; empty if it did not.
@@ -57,9 +57,11 @@ class Job:
 
     def body(self, max_bytes: int) -> Body:
         """Build the result body; one that comes out over the cap is a failure of the job."""
-        if not self.failure:
+        if self.answer is not None and not self.failure:
             try:
-                return results.build(self.embeddings, self.errors, accept=self.accept, max_bytes=max_bytes)
+                return results.build(
+                    self.answer, self.errors, items=self.items, accept=self.accept, max_bytes=max_bytes
+                )
             except ResultTooLarge as error:
                 self.fail(error)
         return results.failed(self.failure)
@@ -68,9 +70,17 @@ class Job:
         """Note that the job failed as a whole; of the error, whose traceback holds plaintext, keep the code only."""
         self.failure = error.code
 
+    def fail_place(self, place: int, error: ModelError) -> None:
+        """Note that what stands at a place failed: an input fails alone, one of the answer's extras fails the job."""
+        if place < self.items:
+            self.errors[place] = error
+        else:
+            self.fail(error)
+
     def wipe(self) -> None:
-        """Zero the embeddings."""
-        self.embeddings.fill(0)
+        """Zero the answer."""
+        if self.answer is not None:
+            self.answer.wipe()
 
 
 class Row(NamedTuple):
@@ -78,7 +88,9 @@ class Row(NamedTuple):
 
     batch: Batch
     job: Job
-    #: Index among the job's inputs.
+    #: The job's, which takes what the model computes.
+    answer: Answer
+    #: Index among the job's inputs, or behind them among the answer's extras.
     place: int
     ids: Ids
 

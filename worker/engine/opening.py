@@ -4,33 +4,42 @@ Open at the enclave, parse the payload, find the model, tokenise. Every job ends
 intake gets; a job whose payload or model is wrong becomes a `Job` with a failure, because its tenant has to be told in
 a sealed result. Texts live here for the length of one call, as long as Python keeps them.
 
-May import: the standard library, numpy, mrgc, worker.engine, worker.models.base. Called by worker.engine.pipeline.
+May import: the standard library, mrgc, worker.engine, worker.models.base. Called by worker.engine.pipeline.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
-import numpy as np
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mrgc.errors import EnclaveBusy, FormatError, InputTooLong, ModelError, MrgcError, ResultTooLarge
 from mrgc.wire import frames, sealed
-from worker.engine import payload, results
+from worker.engine import payload
 from worker.engine.jobs import Job, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from mrgc.wire.enclave_protocol import Opened
     from mrgc.wire.strict_cbor import Buffer
     from worker.engine.enclave_client import EnclaveClient
     from worker.engine.jobs import Batch
     from worker.engine.payload import Payload
-    from worker.models.base import Model, Tokens
+    from worker.models.base import Answer, Model, Tokens
     from worker.models.registry import Registry
 
-#: What the results of one batch may take: one frame. Bounds the embeddings that a few kilobytes of inputs ask for.
+#: What the results of one batch may take: one frame. Bounds the answers that a few kilobytes of inputs ask for.
 MAX_ANSWER_BYTES: Final = frames.MAX_FRAME_BYTES - frames.MAX_HEADER_BYTES
+
+
+class _Asked(NamedTuple):
+    """A job that was read."""
+
+    #: Among the jobs of its batch.
+    slot: int
+    job: Job
+    answer: Answer
+    payload: Payload
 
 
 class Opener:
@@ -54,23 +63,17 @@ class Opener:
             The rows to be run, by model; empty if no job needs the forward stage.
         """
         batch.jobs = [self._parse(blob) for blob in batch.blobs]
-        parsed = [(place, job) for place, job in enumerate(batch.jobs) if isinstance(job, Job)]
-        wanted: dict[Model, list[tuple[Job, Payload]]] = {}
-        room_bytes = MAX_ANSWER_BYTES
-        for (place, job), outcome in zip(parsed, self._open_all([job for _, job in parsed]), strict=True):
+        parsed = [(index, job) for index, job in enumerate(batch.jobs) if isinstance(job, Job)]
+        wanted: dict[Model, list[_Asked]] = {}
+        for (index, job), outcome in zip(parsed, self._open_all([job for _, job in parsed]), strict=True):
             if isinstance(outcome, MrgcError):
-                batch.jobs[place] = outcome
+                batch.jobs[index] = outcome
                 continue
             job.ticket = outcome.ticket
-            model, asked = self._read(job, outcome.plaintext)
-            if model is None or asked is None:
-                continue
-            room_bytes -= results.least_bytes(len(asked.inputs), model.dimensions, accept=asked.accept)
-            if room_bytes < 0:
-                batch.jobs[place] = EnclaveBusy("results of this batch would not fit one answer")
-                continue
-            wanted.setdefault(model, []).append((job, asked))
-        rows = {model: _tokenise(batch, model, asked) for model, asked in wanted.items()}
+            model, asked = self._read(index, job, outcome.plaintext)
+            if model is not None and asked is not None:
+                wanted.setdefault(model, []).append(asked)
+        rows = self._admit(batch, wanted)
         batch.pending_rows = sum(map(len, rows.values()))
         return {model: of_model for model, of_model in rows.items() if of_model}
 
@@ -86,16 +89,16 @@ class Opener:
         except MrgcError as error:
             return [error] * len(jobs)
 
-    def _read(self, job: Job, plaintext: Buffer) -> tuple[Model | None, Payload | None]:
+    def _read(self, index: int, job: Job, plaintext: Buffer) -> tuple[Model | None, _Asked | None]:
         """Find what the job asks of which model, or note its failure as a whole. Zeroes the plaintext."""
         header = job.sealed.header
         try:
             job.model = self._registry.find(header.model)
-            asked = payload.parse(plaintext, content_type=header.type, items=header.items)
-            job.accept = asked.accept
-            least_bytes = results.least_bytes(header.items, job.model.dimensions, accept=asked.accept)
-            if least_bytes > self._max_body_bytes:
-                raise ResultTooLarge("result cannot be below the body cap")
+            parsed = payload.parse(plaintext, content_type=header.type, items=header.items)
+            job.items, job.accept = header.items, parsed.accept
+            job.answer = answer = job.model.answer(header.items, parsed.parameters)
+            asked = _Asked(index, job, answer, parsed)
+            self._least_bytes(asked)
         except ModelError as error:
             job.fail(error)
             return job.model, None
@@ -103,25 +106,49 @@ class Opener:
             wipe(plaintext)
         return job.model, asked
 
+    def _admit(self, batch: Batch, wanted: dict[Model, list[_Asked]]) -> dict[Model, list[Row]]:
+        """Tokenise, and keep the rows of jobs whose results can fit: what cannot is known before the forward pass."""
+        room_bytes = MAX_ANSWER_BYTES
+        rows: dict[Model, list[Row]] = {model: [] for model in wanted}
+        for model, of_model in wanted.items():
+            for asked, of_job in zip(of_model, _tokenise(batch, model, of_model), strict=True):
+                try:
+                    room_bytes -= self._least_bytes(asked)
+                except ResultTooLarge as error:
+                    asked.job.fail(error)
+                if room_bytes < 0:
+                    batch.jobs[asked.slot] = EnclaveBusy("results of this batch would not fit one answer")
+                elif not asked.job.failure:
+                    rows[model] += of_job
+        return rows
+
+    def _least_bytes(self, asked: _Asked) -> int:
+        least_bytes = asked.answer.least_bytes(asked.payload.accept)
+        if least_bytes > self._max_body_bytes:
+            raise ResultTooLarge("result cannot be below the body cap")
+        return least_bytes
+
 
 def wipe(buffer: Buffer) -> None:
     """Zero a buffer that received plaintext; received buffers are views into bytearrays."""
     memoryview(buffer)[:] = bytes(len(buffer))
 
 
-def _tokenise(batch: Batch, model: Model, asked: Sequence[tuple[Job, Payload]]) -> list[Row]:
-    """Tokenise the inputs of all jobs of one model in one call; inputs that fail are noted in their job."""
-    tokens = iter(model.tokenise([text for _, payload_ in asked for text in payload_.inputs]))
-    rows = []
-    for job, payload_ in asked:
-        job.embeddings = np.zeros((len(payload_.inputs), model.dimensions), dtype=np.float32)
-        for place in range(len(payload_.inputs)):
-            outcome = _judged(next(tokens), truncate=payload_.truncate)
-            if isinstance(outcome, ModelError):
-                job.errors[place] = outcome
-            else:
-                rows.append(Row(batch, job, place, outcome.ids))
-    return rows
+def _tokenise(batch: Batch, model: Model, asked: Sequence[_Asked]) -> Iterator[list[Row]]:
+    """Tokenise all jobs of one model in one call; yield the rows of each, its failures noted in it."""
+    outcomes = iter(model.tokenise([text for each in asked for text in (*each.payload.inputs, *each.answer.extras)]))
+    for each in asked:
+        yield list(_rows(batch, each, islice(outcomes, each.job.items + len(each.answer.extras))))
+
+
+def _rows(batch: Batch, asked: _Asked, outcomes: Iterable[Tokens | ModelError]) -> Iterator[Row]:
+    for place, tokenised in enumerate(outcomes):
+        outcome = _judged(tokenised, truncate=asked.payload.truncate)
+        if isinstance(outcome, ModelError):
+            asked.job.fail_place(place, outcome)
+        else:
+            asked.answer.expect(place, outcome)
+            yield Row(batch, asked.job, asked.answer, place, outcome.ids)
 
 
 def _judged(outcome: Tokens | ModelError, *, truncate: bool) -> Tokens | ModelError:

@@ -31,6 +31,8 @@ class Payload(NamedTuple):
     truncate: bool
     #: Content type of the result body.
     accept: str
+    #: Parameters beside these, which the model judges.
+    parameters: dict[str, object]
 
     def __repr__(self) -> str:
         return f"Payload({len(self.inputs)} inputs, truncate={self.truncate}, accept={self.accept})"
@@ -45,7 +47,7 @@ def parse(plaintext: Buffer, *, content_type: str, items: int) -> Payload:
         items: `items` of its header.
 
     Raises:
-        PayloadError: the form is wrong, a parameter is unknown or mistyped, or `items` differs from the inputs.
+        PayloadError: the form is wrong, a parameter is mistyped, or `items` differs from the inputs.
     """
     try:
         fields = _decode(plaintext, content_type, max_values=2 * items + _SPARE_VALUES)
@@ -56,12 +58,12 @@ def parse(plaintext: Buffer, *, content_type: str, items: int) -> Payload:
     inputs, parameters = fields["inputs"], fields.get("parameters", {})
     if type(inputs) is not list or len(inputs) != items:
         raise PayloadError("payload does not hold as many inputs as its header says")
-    if type(parameters) is not dict or not parameters.keys() <= {"truncate", "accept"}:
-        raise PayloadError("payload has an unknown parameter")
-    truncate, accept = parameters.get("truncate", False), parameters.get("accept", JSON_TYPE)
+    if type(parameters) is not dict:
+        raise PayloadError("payload has parameters that are not a map")
+    truncate, accept = parameters.pop("truncate", False), parameters.pop("accept", JSON_TYPE)
     if type(truncate) is not bool or accept not in (JSON_TYPE, SAFETENSORS_TYPE):
         raise PayloadError("payload has a parameter of a value that is not served")
-    return Payload(inputs, truncate, accept)
+    return Payload(inputs, truncate, accept, parameters)
 
 
 def _decode(plaintext: Buffer, content_type: str, *, max_values: int) -> Any:

@@ -12,16 +12,17 @@ import numpy as np
 import torch
 
 from mrgc.errors import ConfigError, DeviceOutOfMemory
+from worker.models.answers import EmbeddingAnswer, ensure_no_parameters
 from worker.models.bert import BertEncoder
 from worker.models.bert_weights import BertConfig, load_weights
 from worker.models.manifest import CONFIG, TOKENIZER, WEIGHTS
 from worker.models.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mrgc.errors import ModelError
-    from worker.models.base import Embeddings, Ids, Tokens
+    from worker.models.base import Answer, Embeddings, Ids, Tokens
     from worker.models.manifest import ModelFiles
 
 
@@ -52,6 +53,11 @@ class TextEmbedder:
             files.contents[TOKENIZER], max_tokens=manifest.max_tokens, vocabulary=config.vocab_size
         )
         self._warm_up()
+
+    def answer(self, items: int, parameters: Mapping[str, object]) -> Answer:
+        """See `worker.models.base.Model.answer`."""
+        ensure_no_parameters(parameters)
+        return EmbeddingAnswer(items, self.dimensions)
 
     def tokenise(self, inputs: Sequence[object]) -> list[Tokens | ModelError]:
         """See `worker.models.base.Model.tokenise`."""

@@ -4,7 +4,7 @@
 writes the 17 digits of a float64. Here a number below 1 takes the fewest decimals of 8 to 12 that read back to
 it exactly; the few numbers that none of them represents are written one by one.
 
-May import: the standard library, numpy. Called by worker.engine.results.
+May import: the standard library, numpy. Called by worker.models.answers.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from worker.engine.float_json import encode_rows
+from worker.models.float_json import encode_rows
 
 ANY_FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)
