@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from celery.schedules import crontab
 from kombu import Exchange, Queue
 
 from mrgc.errors import ConfigError
@@ -45,6 +46,25 @@ worker_redirect_stdouts = False  # standard error belongs to the JSON logs
 worker_hijack_root_logger = False  # so do the handlers of the root logger
 worker_send_task_events = False  # no traffic per task unless somebody asks for it
 worker_enable_remote_control = True  # inspect mrgc_health and mrgc_backlog, ping, shutdown
+
+beat_scheduler = "celery.beat:Scheduler"  # in memory: beat needs no file, and what it forgets the clock knows
+beat_schedule = {  # `expires`: without a worker a call is dropped before the next one comes, never caught up with
+    "backlog": {  # once a minute, the shortest period of an ordinary CloudWatch metric
+        "task": "tasks.control.backlog",
+        "schedule": 60.0,
+        "options": {"expires": 55.0},
+    },
+    "health": {  # as often: an alarm on its silence tells that no worker answers the control queue
+        "task": "tasks.control.health",
+        "schedule": 60.0,
+        "options": {"expires": 55.0},
+    },
+    "purge": {  # at a minute of the hour, not after an interval, so that a beat that restarts often still gets to it
+        "task": "tasks.control.purge_all",
+        "schedule": crontab(minute=17),
+        "options": {"expires": 3_000.0},
+    },
+}
 
 broker_transport_options = {
     "global_keyprefix": "ctl:",  # one prefix for an ACL; kombu's own key names are shared by everybody

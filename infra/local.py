@@ -1,8 +1,9 @@
 """The whole system on one machine, with real parts: `python -m infra.local up --dir DIR`.
 
 Composition root of the one-machine mode: a Redis server, with `--queue sqs` a local SQS beside it, a local KMS that
-verifies attestation, the enclave as a process with a software NSM, the enclave agent, one engine and one Celery worker.
-It starts them, restarts those that die, and stops them on SIGINT or SIGTERM. Everything it writes lies below DIR.
+verifies attestation, the enclave as a process with a software NSM, the enclave agent, one engine, one Celery worker and
+Celery's beat. It starts them, restarts those that die, and stops them on SIGINT or SIGTERM. Everything it writes lies
+below DIR.
 
 May import: everything. Only infra, tests and bench import it.
 """
@@ -84,7 +85,13 @@ def run(stack: Stack, stopping: threading.Event, *, adapt: Adapt) -> None:
         provision.tenants(stack)
         if stack.queue == "sqs":
             provision.queues(stack)
-        serving = (parts.enclave(stack), parts.agent(stack), parts.engine(stack), parts.worker(stack))
+        serving = (
+            parts.enclave(stack),
+            parts.agent(stack),
+            parts.engine(stack),
+            parts.worker(stack),
+            parts.beat(stack),
+        )
         for part in chain.from_iterable(map(adapt, serving)):
             supervisor.start(part)
         deadline_s = VM_START_S if stack.enclave_in == "vm" else START_S

@@ -131,6 +131,13 @@ def worker(stack: Stack) -> Part:
     return Part("worker", command, env, lambda: answers(ready), stop_s=WORKER_STOP_S)
 
 
+def beat(stack: Stack) -> Part:
+    """Describe the clock that calls the control tasks; it holds no lease and no job, so nothing waits for it."""
+    env = environment(MRGC_BROKER_URL=stack.redis_url(redis_users.CONTROL, database=1))
+    command = (sys.executable, "-m", "celery", "-A", "tasks", "beat", "--pidfile=", "--loglevel", "WARNING")
+    return Part("beat", command, env, lambda: True)
+
+
 def listens(port: int) -> bool:
     """Return whether something listens on a loopback port."""
     return _succeeds(lambda: socket.create_connection(("127.0.0.1", port), timeout=PROBE_S).close())

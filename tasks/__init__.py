@@ -27,3 +27,9 @@ app.steps["worker"].add(IntakeStep)
 def _configure_logs(**_kwargs: Any) -> None:
     """Take logging over: with a receiver on this signal Celery installs no handler of its own."""
     logs.configure("worker")
+
+
+@signals.beat_init.connect(weak=False)
+def _name_beat(**_kwargs: Any) -> None:
+    """Give beat's lines their own name: the signal above does not say which command it is sent by."""
+    logs.configure("beat")

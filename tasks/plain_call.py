@@ -32,6 +32,8 @@ HEADERS: Final[Mapping[str, tuple[type, ...]]] = {
     "origin": (str,),
     "ignore_result": (bool, type(None)),
     "replaced_task_nesting": (int,),
+    "redelivered": (bool,),  # kombu's, on a message whose first worker did not end it
+    "celery_beat_task": (bool,),  # says that beat is the sender; a worker does nothing with it
 }
 #: Headers that change how a call runs or is told of; a producer's library writes them empty.
 EMPTY_HEADERS: Final = frozenset({"shadow", "timelimit", "stamped_headers", "stamps"})

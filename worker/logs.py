@@ -29,9 +29,9 @@ FIELDS: Final = frozenset(
     {
         "action", "address", "attempts", "batches", "boot", "bytes", "code", "consumer", "count", "device", "digest",
         "dimensions", "dtype", "enclave", "engine", "error", "exit_code", "inflight", "items", "job", "jobs", "lag",
-        "logger", "max_tokens", "message_id", "model", "models", "ms", "name", "path", "pcr0", "pid", "pending", "port",
-        "ready", "reason", "reasons", "request", "retry_s", "s", "signal", "status", "tenant", "tenants", "thread",
-        "tier", "tokens", "version", "where",
+        "left", "logger", "max_tokens", "message_id", "model", "models", "ms", "name", "path", "pcr0", "pid", "pending",
+        "port", "ready", "reason", "reasons", "request", "retry_s", "s", "signal", "status", "tenant", "tenants",
+        "thread", "tier", "tokens", "version", "where",
     }
 )  # fmt: skip
 #: Longest text value; a longer one is cut.

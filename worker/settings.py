@@ -29,6 +29,8 @@ MAX_BATCH_BYTES: Final = 63 << 20
 MAX_BATCH_JOBS: Final = 1_024
 
 _RESULTS: Final = re.compile(r"file:///(.*/)?|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/(.*/)?")
+#: Amazon CloudWatch API Reference, "PutMetricData": 255 characters, none of them a colon; AWS/ is AWS's own.
+_NAMESPACE: Final = re.compile(r"(?!AWS/)[A-Za-z0-9._/#-]{1,255}")
 _DEVICE: Final = re.compile(r"cpu|cuda(:[0-9]{1,2})?")
 
 
@@ -127,6 +129,8 @@ class EdgeSettings:
     queue_url: str = field(repr=False)
     registry: Path
     max_body_bytes: int = MAX_BODY_BYTES
+    #: CloudWatch namespace of the metrics that control tasks write to standard output (worker.emf); empty writes none.
+    emf_namespace: str = ""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> EdgeSettings:
@@ -140,6 +144,7 @@ class EdgeSettings:
             queue_url=env.text("MRGC_QUEUE_URL"),
             registry=Path(env.text("MRGC_REGISTRY")),
             max_body_bytes=env.integer("MRGC_MAX_BODY_BYTES", MAX_BODY_BYTES, within=(1, MAX_BODY_BYTES)),
+            emf_namespace=env.optional("MRGC_EMF_NAMESPACE", _NAMESPACE),
         )
 
 
@@ -226,6 +231,9 @@ class _Env:
         if pattern is not None and not pattern.fullmatch(value):
             raise ConfigError(f"{name} is malformed")
         return value
+
+    def optional(self, name: str, pattern: re.Pattern[str]) -> str:
+        return self.text(name, pattern=pattern) if self._environ.get(name) else ""
 
     def choice(self, name: str, default: str, *, among: tuple[str, ...]) -> str:
         value = self.text(name, default)

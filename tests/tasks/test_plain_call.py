@@ -30,6 +30,7 @@ def written(**options: Any) -> tuple[Any, Any]:
         {},
         {"countdown": 5, "expires": 60.0},
         {"group_id": "g", "group_index": 3},
+        {"headers": {"celery_beat_task": True}},
         {"retries": 2, "root_id": "r", "parent_id": "p"},
         {"ignore_result": True, "callbacks": [], "errbacks": []},
     ],

@@ -85,7 +85,10 @@ class SqsAdmin:
         return moved
 
     def purge_expired(self, tenant: str, *, now_s: float) -> int:
-        """Delete letters whose job's `expires` has passed; without a readable header, those past every lifetime."""
+        """Delete letters whose job's `expires` has passed; without a readable header, those past every lifetime.
+
+        Where all tenants share one queue, the tenant `*` is all of them, in one scan.
+        """
         return self._scan(tenant, lambda letter: now_s >= _end_of_life_s(letter), is_over=lambda: False)
 
     def close(self) -> None:
@@ -128,7 +131,7 @@ class SqsAdmin:
         return taken
 
     def _is_of(self, letter: MessageTypeDef, tenant: str) -> bool:
-        return not self._queues.is_shared or group(letter) == tenant
+        return not self._queues.is_shared or tenant in (EVERYBODY, group(letter))
 
     def _show(self, letters: Sequence[tuple[str, str]]) -> None:
         outcome = self._calls.change_visibility(letters, visibility_s=0)
