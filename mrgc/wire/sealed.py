@@ -416,6 +416,8 @@ def decrypt(ciphertext: memoryview, aad: bytes, *, aead_key: bytes) -> bytearray
     try:
         AESGCM(aead_key).decrypt_into(_NONCE, ciphertext, aad, plaintext)
     except InvalidTag:
+        # Decryption has filled it before the tag was compared: of a genuine object with one flipped bit, all but that.
+        plaintext[:] = bytes(len(plaintext))
         raise AuthenticationError from None
     return plaintext
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,6 +126,31 @@ def test_no_flipped_bit_survives(data: st.DataObject) -> None:
     mutant[bit // 8] ^= 1 << bit % 8
     with pytest.raises((FormatError, AuthenticationError)):
         sealed.open_job(sealed.parse_job(mutant), data_key=DATA_KEY)
+
+
+def test_what_a_tag_refuses_is_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flipped bit leaves no plaintext behind, though AES-GCM has decrypted the rest before it compares the tag."""
+    filled: list[bytearray] = []
+
+    class Watched:
+        def __init__(self, key: bytes) -> None:
+            self._real = AESGCM(key)
+
+        def decrypt_into(self, nonce: bytes, data: memoryview, aad: bytes, buffer: bytearray) -> None:
+            try:
+                self._real.decrypt_into(nonce, data, aad, buffer)
+            finally:
+                filled.append(buffer)
+                seen.append(bytes(buffer))
+
+    seen: list[bytes] = []
+    data = bytearray.fromhex(VECTORS[0]["object"])
+    data[-1] ^= 1
+    monkeypatch.setattr(sealed, "AESGCM", Watched)
+    with pytest.raises(AuthenticationError):
+        sealed.open_job(sealed.parse_job(data), data_key=DATA_KEY)
+    assert seen == [b'{"inputs":["x"]}']
+    assert filled == [bytearray(16)]
 
 
 @given(noise=st.binary(max_size=300))
