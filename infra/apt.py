@@ -85,7 +85,9 @@ class PrivateApt:
 
 def configured_mirror(suite: str) -> str | None:
     """Return the URI from which this machine's own apt takes a suite, or None if it does not."""
-    targets = _apt_get([], ("indextargets", "--format", "$(RELEASE) $(REPO_URI)"), UPDATE_S, None)
+    # Without release information, because apt has it only after an update: on a fresh machine it would name no suite.
+    asked = ("indextargets", "--no-release-info", "--format", "$(RELEASE) $(REPO_URI)")
+    targets = _apt_get([], asked, UPDATE_S, None)
     return next((words[1] for line in targets.splitlines() if (words := line.split())[:1] == [suite]), None)
 
 

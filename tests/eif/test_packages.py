@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.apt import configured_mirror
 from infra.eif import cpio, rootfs, tree
 from infra.eif.archives import deb_files, wheel_files
 from infra.eif.fetch import PackageCache
@@ -152,6 +153,25 @@ def test_a_mirror_that_does_not_answer_is_an_error_that_says_so(tmp_path: Path) 
     with pytest.raises(ConfigError, match="apt-get update: E: Failed to fetch"):
         PackageCache(tmp_path, mirrors=absent).ensure(wanted)
     assert [path.name for path in tmp_path.iterdir()] == ["apt"]
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="no apt-get here")
+def test_the_mirrors_of_a_machine_are_known_before_its_first_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An apt whose lists are empty, as in a fresh container, names the mirrors of its sources; no other has a suite."""
+    uri = "http://mirror.invalid/debian-security/"
+    (tmp_path / "sources.list").write_text(f"deb [arch=amd64] {uri} bookworm-security main\n")
+    (tmp_path / "lists/partial").mkdir(parents=True)
+    settings = {"Etc::sourcelist": "sources.list", "Etc::sourceparts": "none", "State::lists": "lists"}
+    (tmp_path / "apt.conf").write_text(
+        "".join(f'Dir::{name} "{tmp_path / file}";\n' for name, file in settings.items())
+    )
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    assert configured_mirror("bookworm-security") == uri
+    assert configured_mirror("bookworm") is None
+    with pytest.raises(ConfigError, match="no bookworm: name a mirror, --mirror bookworm=URI"):
+        PackageCache(tmp_path / "cache", mirrors={}).apt()
 
 
 def test_wheels_of_the_image_are_those_the_tests_run_with() -> None:
