@@ -1,8 +1,8 @@
 """What the enclave says about itself, and what time it is.
 
-One RSA key is made at boot; its public half travels only in documents for KMS. A thread of its own renews that
-document, so no request waits for the NSM. Every document carries the hypervisor's time, which is the enclave's only
-clock: the parent's is never asked (docs/spec.md §7).
+Each document for KMS has an RSA key of its own, whose public half travels nowhere else. A thread renews both, so no
+request waits for the NSM or for a key. Every document carries the hypervisor's time, which is the enclave's only clock:
+the parent's is never asked (docs/spec.md §7).
 
 Called by `enclave.operations`, `enclave.kms_handler` and `enclave.enclave_app`. May import: the standard library,
 cryptography, mrgc.attest, mrgc.errors, mrgc.wire.
@@ -39,10 +39,31 @@ RSA_BITS: Final = 2_048  #: What AWS's own SDK sends; KMS documents no other siz
 _LEAF_NAME: Final = re.compile(r"(?P<module>[^.]+)\.(?P<region>[a-z0-9-]{5,30})\.aws")
 
 
-class _Renewal(NamedTuple):
+class Recipient(NamedTuple):
+    """What a call to KMS shows of this enclave, and what opens the answer to that call."""
+
     document: bytes
-    made_s: float
+    #: Made for this document: once it is replaced and its last call is answered, nothing opens recorded answers.
+    private_key: rsa.RSAPrivateKey
+
+    def __repr__(self) -> str:
+        return f"Recipient(document of {len(self.document)} bytes)"
+
+
+class _Made(NamedTuple):
+    """A document, and when it was asked for."""
+
+    document: bytes
+    asked_s: float
     #: AWS region, empty if the document names none.
+    region: str
+
+
+class _Renewal(NamedTuple):
+    """What is in use until the next renewal."""
+
+    recipient: Recipient
+    asked_s: float
     region: str
 
 
@@ -75,7 +96,7 @@ class Clock:
 
 
 class Attestation:
-    """Makes this enclave's documents and holds the RSA key that KMS answers to.
+    """Makes this enclave's documents and the RSA keys that KMS answers to.
 
     Args:
         nsm: signs the documents.
@@ -86,25 +107,21 @@ class Attestation:
         self._nsm = nsm
         self._counters = counters
         self.clock = Clock()
-        self.private_key: Final = rsa.generate_private_key(public_exponent=65_537, key_size=RSA_BITS)
-        self._public_key = self.private_key.public_key().public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
         self._renewal: _Renewal | None = None
 
     @property
     def is_ready(self) -> bool:
         """Whether a document for KMS is at hand that is fresh enough to be used."""
         renewal = self._renewal
-        return renewal is not None and time.monotonic() - renewal.made_s <= MAX_DOCUMENT_AGE_S
+        return renewal is not None and time.monotonic() - renewal.asked_s <= MAX_DOCUMENT_AGE_S
 
     @property
     def region(self) -> str:
         """The AWS region that this enclave runs in, as the newest document for KMS says; empty if it does not."""
         return "" if self._renewal is None else self._renewal.region
 
-    def kms_document(self) -> bytes:
-        """Return the current document for KMS; it leaves the enclave only inside TLS to KMS.
+    def recipient(self) -> Recipient:
+        """Return the current document for KMS and its key; the document leaves the enclave only inside TLS to KMS.
 
         Raises:
             KeyBusyError: renewal has failed for so long that KMS may not be shown the last one.
@@ -112,7 +129,7 @@ class Attestation:
         renewal = self._renewal
         if renewal is None or not self.is_ready:
             raise KeyBusyError("no fresh attestation document")
-        return renewal.document
+        return renewal.recipient
 
     def statement(self, request: AttestRequest) -> bytes:
         """Make a document for a caller: its nonce, our user_data, and no public key (docs/spec.md §6).
@@ -123,12 +140,18 @@ class Attestation:
         return self._attest(use=str(request.use), public_key=None, nonce=request.nonce).document
 
     def renew(self) -> None:
-        """Make the next document for KMS.
+        """Make the next document for KMS, with a key of its own; calls under way keep theirs.
 
         Raises:
             NsmError: the NSM made none; the previous one stays in use until it is too old.
         """
-        self._renewal = self._attest(use="kms", public_key=self._public_key, nonce=None)
+        # 0.1 s of CPU, during which other threads run: OpenSSL makes it without the interpreter's lock.
+        key = rsa.generate_private_key(public_exponent=65_537, key_size=RSA_BITS)
+        spki = key.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        made = self._attest(use="kms", public_key=spki, nonce=None)
+        self._renewal = _Renewal(Recipient(made.document, key), made.asked_s, made.region)
 
     def keep_renewing(self, stop: threading.Event) -> None:
         """Renew until `stop` is set; the body of the renewal thread."""
@@ -141,18 +164,18 @@ class Attestation:
                 logger.warning("attestation document was not renewed")
                 wait_s = RETRY_S
 
-    def _attest(self, *, use: str, public_key: bytes | None, nonce: bytes | None) -> _Renewal:
-        started_s, failures = time.monotonic(), 1
+    def _attest(self, *, use: str, public_key: bytes | None, nonce: bytes | None) -> _Made:
+        asked_s, failures = time.monotonic(), 1
         user_data = strict_cbor.encode({"mrgc": 1, "use": use})
         try:
             made = self._nsm.attest(public_key=public_key, user_data=user_data, nonce=nonce)
             fields = _fields(made)
-            self.clock.set(timestamp_s=fields.timestamp_ms / 1_000, monotonic_s=started_s)
+            self.clock.set(timestamp_s=fields.timestamp_ms / 1_000, monotonic_s=asked_s)
             failures = 0
         finally:
-            elapsed_ms = round((time.monotonic() - started_s) * 1_000)
+            elapsed_ms = round((time.monotonic() - asked_s) * 1_000)
             self._counters.add(attestations=1, attestation_failures=failures, attestation_ms_total=elapsed_ms)
-        return _Renewal(made, started_s, region_of(fields))
+        return _Made(made, asked_s, region_of(fields))
 
 
 def region_of(document: AttestationDocument) -> str:

@@ -21,7 +21,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from enclave import cms, kms_regions
-from enclave.attestation import Attestation
+from enclave.attestation import Attestation, Recipient
 from enclave.credentials import CredentialStore, signer_session
 from enclave.key_cache import WrappedKey, wipe
 from enclave.kms_transport import READ_TIMEOUT_S, Dial, KmsTransport
@@ -81,7 +81,7 @@ class KmsHandler:
     """Calls KMS in the region of each key.
 
     Args:
-        attestation: gives the document and the RSA key that answers are encrypted to.
+        attestation: gives documents, each with the RSA key that answers to it are encrypted to.
         credentials: what requests are signed with.
         dial: opens a stream towards a KMS host.
         ca_file: PEM roots that may vouch for KMS.
@@ -142,20 +142,21 @@ class KmsHandler:
             raise
 
     def _decrypt(self, wrapped: WrappedKey, key_arn: str, *, limit_s: float) -> bytearray:
+        recipient = self._attestation.recipient()
         answer = self._call(
             key_arn,
-            lambda kms, recipient: kms.decrypt(
+            lambda kms: kms.decrypt(
                 KeyId=key_arn,
                 CiphertextBlob=wrapped.edk,
                 EncryptionContext=dict(wrapped.context),
                 EncryptionAlgorithm=_ALGORITHM,
-                Recipient=recipient,
+                Recipient=_shown(recipient),
             ),
             limit_s=limit_s,
         )
         if answer.get("EncryptionAlgorithm") != _ALGORITHM:
             raise AuthenticationError
-        return self._open(answer, key_arn)
+        return _open(answer, key_arn, recipient)
 
     def make_key(self, key_arn: str, context: dict[str, str]) -> MadeKey:
         """Have KMS make a data key for this enclave.
@@ -163,17 +164,18 @@ class KmsHandler:
         Raises:
             AuthenticationError, KeyAccessError, KeyBusyError: as `unwrap`.
         """
+        recipient = self._attestation.recipient()
         answer = self._call(
             key_arn,
-            lambda kms, recipient: kms.generate_data_key(
-                KeyId=key_arn, KeySpec="AES_256", EncryptionContext=context, Recipient=recipient
+            lambda kms: kms.generate_data_key(
+                KeyId=key_arn, KeySpec="AES_256", EncryptionContext=context, Recipient=_shown(recipient)
             ),
             limit_s=CALL_DEADLINE_S,
         )
         edk = answer.get("CiphertextBlob")
         if type(edk) is not bytes or not 1 <= len(edk) <= MAX_EDK_BYTES:
             raise AuthenticationError
-        key = self._open(answer, key_arn)
+        key = _open(answer, key_arn, recipient)
         if len(key) != DATA_KEY_BYTES:
             wipe(key)
             raise AuthenticationError
@@ -184,16 +186,15 @@ class KmsHandler:
         self._transport.close()
 
     def _call(
-        self, key_arn: str, ask: Callable[[KMSClient, RecipientInfoTypeDef], Mapping[str, Any]], *, limit_s: float
+        self, key_arn: str, ask: Callable[[KMSClient], Mapping[str, Any]], *, limit_s: float
     ) -> Mapping[str, Any]:
         where = kms_regions.endpoint(key_arn)
         if not self._credentials.are_valid(self._attestation.clock.now_s()):
             raise KeyBusyError("no unexpired credentials are held")
-        document = self._attestation.kms_document()
         client = self._client(where)
         try:
             with self._transport.deadline(limit_s):
-                answer = ask(client, {"KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256", "AttestationDocument": document})
+                answer = ask(client)
         except (BotoCoreError, ClientError) as error:
             self._has_answered = isinstance(error, ClientError)
             raise kms_error(error) from error
@@ -202,13 +203,6 @@ class KmsHandler:
             raise AuthenticationError from None
         self._has_answered = True
         return answer
-
-    def _open(self, answer: Mapping[str, Any], key_arn: str) -> bytearray:
-        # An empty answer is what botocore makes of a body that is not JSON: absence never counts as success.
-        sealed_to_us = answer.get("CiphertextForRecipient")
-        if type(sealed_to_us) is not bytes or answer.get("Plaintext") or answer.get("KeyId") != key_arn:
-            raise AuthenticationError
-        return cms.open_enveloped(sealed_to_us, private_key=self._attestation.private_key)
 
     def _client(self, where: kms_regions.Endpoint) -> KMSClient:
         with self._lock:
@@ -228,6 +222,18 @@ class KmsHandler:
         send: Any = self._transport.sender(where.host)
         client.meta.events.register("before-send.kms", send, unique_id="mrgc-kms-transport")
         return client
+
+
+def _shown(recipient: Recipient) -> RecipientInfoTypeDef:
+    return {"KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256", "AttestationDocument": recipient.document}
+
+
+def _open(answer: Mapping[str, Any], key_arn: str, recipient: Recipient) -> bytearray:
+    # An empty answer is what botocore makes of a body that is not JSON: absence never counts as success.
+    sealed_to_us = answer.get("CiphertextForRecipient")
+    if type(sealed_to_us) is not bytes or answer.get("Plaintext") or answer.get("KeyId") != key_arn:
+        raise AuthenticationError
+    return cms.open_enveloped(sealed_to_us, private_key=recipient.private_key)
 
 
 def kms_error(error: BotoCoreError | ClientError) -> MrgcError:

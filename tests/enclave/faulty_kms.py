@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import ssl
@@ -12,7 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from infra import cms_encrypt
 from infra.kms_tls import server_context
+from mrgc.attest.cose import parse_sign1
+from mrgc.attest.document import Kind, parse_document
 
 #: Writes the answer to one request; returns whether the connection lives on.
 Reply = Callable[[ssl.SSLSocket], bool]
@@ -80,6 +87,26 @@ class FaultyKms:
         """Never answer."""
         self._released.wait(60)
         return False
+
+    def honest(self, secret: bytes, members: dict[str, Any]) -> Reply:
+        """Answer as KMS does, the secret encrypted for the document in the request.
+
+        Args:
+            secret: what CiphertextForRecipient holds.
+            members: of the answer, in place of that one too; None leaves one out.
+        """
+
+        def reply(sock: ssl.SSLSocket) -> bool:
+            document = base64.b64decode(self.requests[-1].body["Recipient"]["AttestationDocument"])
+            fields = parse_document(parse_sign1(document).payload, kind=Kind.ENCLAVE)
+            key = load_der_public_key(fields.public_key or b"")
+            assert isinstance(key, RSAPublicKey)
+            sealed = base64.b64encode(cms_encrypt.encrypt(secret, key)).decode()
+            told = {"CiphertextForRecipient": sealed} | members
+            body = json.dumps({name: value for name, value in told.items() if value is not None}).encode()
+            return answer(body)(sock)
+
+        return reply
 
     def drip(self, sock: ssl.SSLSocket) -> bool:
         """Answer a byte every 50 ms, for ever."""

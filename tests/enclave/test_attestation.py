@@ -53,17 +53,35 @@ def test_the_document_for_kms_has_the_rsa_key_and_says_so(pki: Path) -> None:
     """user_data is {"mrgc": 1, "use": "kms"}, public_key the RSA-2048 key, and the chain verifies."""
     made = Attestation(LocalNsm(pki, PCRS), Counters())
     made.renew()
-    document = made.kms_document()
+    document, key = made.recipient()
     found = fields(document)
     assert found.user_data is not None
     assert cbor2.loads(found.user_data) == {"mrgc": 1, "use": "kms"}
     assert found.nonce is None
-    spki = made.private_key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     assert found.public_key == spki
-    assert made.private_key.key_size == 2_048
+    assert key.key_size == 2_048
     policy = Policy(pcrs={0: PCR0}, nonce=None, max_age_s=60, require_public_key=True)
     root = load_root((pki / "root.pem").read_bytes())
     verify_enclave_document(document, root=root, at=dt.datetime.now(dt.UTC), policy=policy)
+
+
+def test_each_document_for_kms_has_a_key_of_its_own(pki: Path) -> None:
+    """A renewal replaces document and key together; one that fails replaces neither."""
+    nsm = BrokenNsm(LocalNsm(pki, PCRS))
+    made, seen = Attestation(nsm, Counters()), []
+    for _ in range(2):
+        made.renew()
+        document, key = made.recipient()
+        spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        assert fields(document).public_key == spki
+        seen.append(spki)
+    assert seen[0] != seen[1]
+    last, nsm.works = made.recipient(), False
+    with pytest.raises(NsmError):
+        made.renew()
+    assert made.recipient() is last
+    assert repr(last) == f"Recipient(document of {len(last.document)} bytes)"
 
 
 @pytest.mark.parametrize("use", list(Use))
@@ -107,15 +125,15 @@ def test_a_document_that_cannot_be_renewed_is_not_shown_to_kms_when_old(
     with pytest.raises(NsmError):
         made.renew()
     assert (counters.snapshot()["attestations"], counters.snapshot()["attestation_failures"]) == (2, 1)
-    assert made.kms_document()
+    assert made.recipient()
     monkeypatch.setattr(attestation, "MAX_DOCUMENT_AGE_S", -1.0)
     assert not made.is_ready
     with pytest.raises(KeyBusyError):
-        made.kms_document()
+        made.recipient()
     monkeypatch.setattr(attestation, "MAX_DOCUMENT_AGE_S", 110.0)
     nsm.works = True
     made.renew()
-    assert made.kms_document()
+    assert made.recipient()
 
 
 def test_a_thread_renews_the_document_and_outlives_failures(pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,14 +143,14 @@ def test_a_thread_renews_the_document_and_outlives_failures(pki: Path, monkeypat
     nsm, counters, stop = BrokenNsm(LocalNsm(pki, PCRS)), Counters(), threading.Event()
     made = Attestation(nsm, counters)
     made.renew()
-    first = made.kms_document()
+    first = made.recipient()
     thread = threading.Thread(target=made.keep_renewing, args=(stop,))
     thread.start()
-    until(lambda: made.kms_document() != first, within_s=10, what="a renewed document")
+    until(lambda: made.recipient() != first, within_s=10, what="a renewed document")
     nsm.works = False
-    broken = made.kms_document()
+    broken = made.recipient()
     nsm.works = True
-    until(lambda: made.kms_document() != broken, within_s=10, what="a document after the failure")
+    until(lambda: made.recipient() != broken, within_s=10, what="a document after the failure")
     stop.set()
     thread.join(10)
     assert counters.snapshot()["attestations"] >= 3

@@ -7,7 +7,6 @@ an answer of another shape, key or length count.
 from __future__ import annotations
 
 import base64
-import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +15,9 @@ from typing import Any
 import pytest
 
 from enclave import kms_budget, kms_calls
-from infra import cms_encrypt
 from infra.local_nsm import LocalNsm
 from mrgc.wire.sealed import open_standalone, parse_standalone
-from tests.enclave.faulty_kms import FaultyKms, answer, refusal
+from tests.enclave.faulty_kms import FaultyKms, refusal
 from tests.enclave.json_caller import JsonCaller, error, plaintext_of, sealed_of
 from tests.enclave.stack import PCRS, Kms, RunningEnclave
 from tests.waiting import until
@@ -35,21 +33,15 @@ class Rig:
         self.kms = kms
         self.enclave = enclave
         self.caller = caller
-        self._public_key = enclave.inner._attestation.private_key.public_key()
 
-    def members(self, secret: bytes, **changes: Any) -> dict[str, Any]:
-        """Return the members of a good answer to either operation; `changes` replace them, None removes them."""
+    def says(self, secret: bytes, **changes: Any) -> None:
+        """Let the KMS answer either operation well from now on; `changes` replace members, None removes them."""
         good = {
             "KeyId": ARN,
             "EncryptionAlgorithm": "SYMMETRIC_DEFAULT",
             "CiphertextBlob": base64.b64encode(b"wrapped").decode(),
-            "CiphertextForRecipient": base64.b64encode(cms_encrypt.encrypt(secret, self._public_key)).decode(),
         }
-        return {name: value for name, value in (good | changes).items() if value is not None}
-
-    def says(self, secret: bytes, **changes: Any) -> None:
-        """Let the KMS answer so from now on."""
-        self.kms.script = [answer(json.dumps(self.members(secret, **changes)).encode())]
+        self.kms.script = [self.kms.honest(secret, good | changes)]
 
 
 @pytest.fixture(scope="module")

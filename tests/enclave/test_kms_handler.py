@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,8 @@ class Rig:
     def __init__(self, server: FaultyKms, attestation: Attestation, *, ca: Path | None = None) -> None:
         self.server = server
         self.attestation = attestation
-        attestation.renew()
+        if not attestation.is_ready:
+            attestation.renew()
         self.credentials = CredentialStore()
         self.push(expires=int(time.time()) + 900)
         self.handler = KmsHandler(self.attestation, self.credentials, dial=server.dial, ca_file=str(ca or server.ca))
@@ -46,7 +48,7 @@ class Rig:
 
     def good(self, key: bytes = KEY, **changes: Any) -> Reply:
         """Answer as KMS does; `changes` replace members, None removes them."""
-        sealed = cms_encrypt.encrypt(key, self.attestation.private_key.public_key())
+        sealed = cms_encrypt.encrypt(key, self.attestation.recipient().private_key.public_key())
         members = {
             "KeyId": ARN,
             "EncryptionAlgorithm": "SYMMETRIC_DEFAULT",
@@ -64,7 +66,7 @@ class Rig:
 
 @pytest.fixture(scope="module")
 def attestation(pki: Path) -> Attestation:
-    """Make one RSA key for all these tests."""
+    """Make one RSA key for all these tests, which take less time than it lives."""
     return Attestation(LocalNsm(pki, PCRS), Counters())
 
 
@@ -114,10 +116,31 @@ def test_a_good_answer_opens(rig: Rig) -> None:
         "EncryptionAlgorithm": "SYMMETRIC_DEFAULT",
     }
     assert document["KeyEncryptionAlgorithm"] == "RSAES_OAEP_SHA_256"
-    assert base64.b64decode(document["AttestationDocument"]) == rig.attestation.kms_document()
+    assert base64.b64decode(document["AttestationDocument"]) == rig.attestation.recipient().document
     assert request.header("Host") == "kms.eu-west-1.amazonaws.com"
     assert "Credential=AK/" in request.header("Authorization")
     assert request.header("X-Amz-Security-Token") == "session"
+
+
+def test_a_call_under_way_keeps_the_key_of_its_document(rig: Rig) -> None:
+    """A renewal between question and answer changes nothing: each document has a key of its own, and keeps it."""
+    late = rig.server.honest(KEY, {"KeyId": ARN, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT"})
+
+    def after_a_renewal(sock: ssl.SSLSocket) -> bool:
+        rig.attestation.renew()
+        return late(sock)
+
+    before = rig.attestation.recipient()
+    rig.server.script = [after_a_renewal]
+    assert rig.handler.unwrap(WRAPPED) == KEY
+    assert rig.attestation.recipient().document != before.document
+
+
+def test_an_answer_for_another_document_is_refused(rig: Rig) -> None:
+    """What was encrypted for an earlier document of this very enclave opens no longer: its key is gone."""
+    earlier = rig.good()
+    rig.attestation.renew()
+    assert isinstance(rig.error(earlier), AuthenticationError)
 
 
 def test_a_connection_is_kept_and_new_credentials_are_used_at_once(rig: Rig) -> None:

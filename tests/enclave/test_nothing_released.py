@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from enclave import key_cache
-from infra import cms_encrypt
 from infra.local_nsm import LocalNsm
 from mrgc.errors import AuthenticationError, ResultRefused
 from mrgc.results import open_result_of
@@ -20,7 +19,7 @@ from mrgc.wire import enclave_protocol, frames
 from mrgc.wire.enclave_protocol import AttestRequest, Op, SealRequest, Use
 from mrgc.wire.sealed import parse_job
 from mrgc.wire.strict_cbor import Buffer
-from tests.enclave.faulty_kms import FaultyKms, answer
+from tests.enclave.faulty_kms import FaultyKms
 from tests.enclave.json_caller import JsonCaller, error
 from tests.enclave.stack import MODEL, PCRS, TOKEN, DataKey, Kms, RunningEnclave, seal_request
 
@@ -118,14 +117,9 @@ def test_no_json_action_turns_a_wrapped_data_key_into_a_data_key(served: Running
         assert not any(spelling in json.dumps(sealed).encode() for spelling in spellings(key.plaintext))
 
 
-def told(key: DataKey, secret: bytes, running: RunningEnclave) -> dict[str, str]:
-    """Say that `secret` is behind the job's wrapped key, in KMS's own form and encrypted for this enclave."""
-    sealed = cms_encrypt.encrypt(secret, running.inner._attestation.private_key.public_key())
-    return {
-        "KeyId": key.key_arn,
-        "EncryptionAlgorithm": "SYMMETRIC_DEFAULT",
-        "CiphertextForRecipient": base64.b64encode(sealed).decode(),
-    }
+def told(key: DataKey, **changes: str | None) -> dict[str, str | None]:
+    """Return what KMS says of the job's key, beside the ciphertext."""
+    return {"KeyId": key.key_arn, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT", **changes}
 
 
 @pytest.mark.parametrize("in_the_clear", [False, True], ids=["forged ciphertext", "plaintext"])
@@ -141,13 +135,10 @@ def test_a_kms_that_turns_false_after_the_opening_makes_no_result_accepted(
         RunningEnclave(tmp_path / "f.sock", LocalNsm(pki, PCRS), false) as running,
         running.serving() as caller,
     ):
-        false.script = [answer(json.dumps(told(key, key.plaintext, running)).encode())]
+        false.script = [false.honest(key.plaintext, told(key))]
         opened = caller.open_one(job)
-        lie = told(key, made_up, running)
-        if in_the_clear:
-            del lie["CiphertextForRecipient"]
-            lie["Plaintext"] = base64.b64encode(made_up).decode()
-        false.script = [answer(json.dumps(lie).encode())]
+        plain = {"CiphertextForRecipient": None, "Plaintext": base64.b64encode(made_up).decode()}
+        false.script = [false.honest(made_up, told(key, **(plain if in_the_clear else {})))]
         (sealed,) = caller.seal([seal_request(opened, job)])
     if in_the_clear:
         assert isinstance(sealed, AuthenticationError)
