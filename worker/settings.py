@@ -168,6 +168,8 @@ class EngineSettings:
     #: Tokens of one forward pass.
     max_batch_tokens: int = 4_096
     max_body_bytes: int = MAX_BODY_BYTES
+    #: What the weights of all models may take of the device's memory; 0 is half of it.
+    model_memory_bytes: int = 0
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> EngineSettings:
@@ -187,6 +189,7 @@ class EngineSettings:
             threads=env.integer("MRGC_THREADS", 0, within=(0, 1_024)),
             max_batch_tokens=env.integer("MRGC_MAX_BATCH_TOKENS", 4_096, within=(16, 1 << 24)),
             max_body_bytes=env.integer("MRGC_MAX_BODY_BYTES", MAX_BODY_BYTES, within=(1, MAX_BODY_BYTES)),
+            model_memory_bytes=env.integer("MRGC_MODEL_MEMORY_BYTES", 0, within=(0, 1 << 48)),
         )
 
 

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from mrgc.errors import ModelError
@@ -57,8 +57,8 @@ def main() -> int:
     from worker.engine import process  # noqa: PLC0415
     from worker.models import registry  # noqa: PLC0415
 
-    def load(folder: Path, *, device: str, dtype: str) -> registry.Registry:
-        return registry.Registry(map(FragileModel, registry.load(folder, device=device, dtype=dtype)))
+    def load(folder: Path, **settings: Any) -> registry.Registry:
+        return registry.Registry(map(FragileModel, registry.load(folder, **settings)))
 
     return process.run(os.environ, load=load)
 

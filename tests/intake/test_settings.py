@@ -97,7 +97,14 @@ def test_a_wrong_worker_setting_is_named_and_not_shown(name: str, value: str) ->
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("MRGC_ENGINE", "vsock:16:5000"), ("MRGC_ENCLAVE", "vsock:2:5000"), ("MRGC_DTYPE", "fp8"), ("MRGC_DEVICE", "tpu")],
+    [
+        ("MRGC_ENGINE", "vsock:16:5000"),
+        ("MRGC_ENCLAVE", "vsock:2:5000"),
+        ("MRGC_DTYPE", "fp8"),
+        ("MRGC_DEVICE", "tpu"),
+        ("MRGC_MODEL_MEMORY_BYTES", "-1"),
+        ("MRGC_MODEL_MEMORY_BYTES", "2GB"),
+    ],
 )
 def test_a_wrong_engine_setting_is_refused(name: str, value: str) -> None:
     """The engine listens on a unix socket only, and never talks to the host's own vsock address."""

@@ -10,7 +10,7 @@ import pytest
 
 from mrgc.errors import ConfigError
 from worker.models import fetch_minilm
-from worker.models.manifest import read_folder
+from worker.models.folder import survey
 
 #: The digest that results of this model carry; it changes only when the manifest's text does.
 DIGEST = "314efae3c19b46fd5132f61af86d4790c1820eaffe281212967efadcbaf4f093"
@@ -18,7 +18,7 @@ DIGEST = "314efae3c19b46fd5132f61af86d4790c1820eaffe281212967efadcbaf4f093"
 
 def test_the_folder_is_complete_and_has_the_published_digest(minilm_folder: Path) -> None:
     """Tenants may pin this digest in their jobs."""
-    assert read_folder(minilm_folder / "all-minilm-l6-v2").digest == DIGEST
+    assert survey(minilm_folder / "all-minilm-l6-v2").digest == DIGEST
 
 
 def test_fetching_again_changes_nothing(minilm_folder: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_package_with_other_bytes_leaves_nothing_behind(tmp_path: Path, monkey
     for name in fetch_minilm.MINILM.files:
         (package / name).write_bytes(b"{}")
     monkeypatch.setattr(fetch_minilm, "package_folder", lambda: package)
-    with pytest.raises(ConfigError, match="hash"):
+    with pytest.raises(ConfigError, match=r"all-minilm-l6-v2: model\.safetensors"):
         fetch_minilm.fetch(tmp_path / "models")
     assert list((tmp_path / "models").iterdir()) == []
 

@@ -16,7 +16,8 @@ import pytest
 
 from infra import tiny_model
 from mrgc.errors import ConfigError
-from worker.models.manifest import MANIFEST, Manifest, parse_manifest, read_folder
+from worker.models.folder import ModelFolder, survey
+from worker.models.manifest import MANIFEST, Manifest, parse_manifest
 
 Change = Callable[[Path], object]
 
@@ -25,6 +26,13 @@ Change = Callable[[Path], object]
 def folder(tiny_folder: Path, tmp_path: Path) -> Path:
     """A copy of the tiny model's folder to be spoilt."""
     return Path(shutil.copytree(tiny_folder / tiny_model.NAME, tmp_path / tiny_model.NAME))
+
+
+def read_folder(folder: Path) -> ModelFolder:
+    """Survey a folder and compare every hash, as the engine does before it serves it."""
+    found = survey(folder)
+    found.verify()
+    return found
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -64,10 +72,12 @@ def add_listed(folder: Path, name: str, content: bytes) -> None:
 
 def test_the_tiny_folder_is_read_with_all_its_files(folder: Path) -> None:
     """A sound folder gives its manifest, its digest and the bytes that were hashed."""
-    files = read_folder(folder)
-    assert files.manifest.name == tiny_model.NAME
-    assert files.contents.keys() == files.manifest.files.keys()
-    assert len(files.digest) == 64
+    found = read_folder(folder)
+    assert found.manifest.name == tiny_model.NAME
+    assert found.digest == hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    assert {name: found.read(name) for name in found.sizes} == {
+        name: (folder / name).read_bytes() for name in found.manifest.files
+    }
 
 
 def test_the_digest_changes_with_any_byte_of_the_manifest(folder: Path) -> None:
@@ -129,5 +139,5 @@ def test_a_manifest_survives_its_own_bytes(folder: Path) -> None:
 def test_a_manifest_cannot_be_built_with_a_file_outside_the_folder(folder: Path) -> None:
     """The checks hold for manifests made in code as well as for those read."""
     manifest: Manifest = read_folder(folder).manifest
-    with pytest.raises(ConfigError, match="files"):
+    with pytest.raises(ConfigError, match="file name"):
         replace(manifest, files=dict(manifest.files) | {"a/b.json": "0" * 64})

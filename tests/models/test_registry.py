@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -15,6 +17,7 @@ import torch
 from infra import tiny_model
 from mrgc.errors import ConfigError, UnknownModel
 from worker.models import registry
+from worker.models.base import Tokens
 from worker.models.device import choose_dtype, lists_bf16
 from worker.models.manifest import CONFIG, MANIFEST, TOKENIZER, WEIGHTS
 
@@ -71,6 +74,68 @@ def test_another_name_or_digest_is_unknown(models: Path, wanted: str) -> None:
         wanted += "f" * 64
     with pytest.raises(UnknownModel):
         loaded.find(wanted)
+
+
+def test_several_models_are_loaded_once_and_found_by_name(models: Path) -> None:
+    """Every folder is one model, and each job gets the one that it names."""
+    tiny_model.write(models, name="second", seed=8)
+    loaded = load(models)
+    first, second = loaded.find(tiny_model.NAME), loaded.find("second")
+    assert [each.name for each in loaded] == ["second", tiny_model.NAME]
+    assert loaded.find(f"second@sha256:{second.digest}") is second
+    with pytest.raises(UnknownModel):
+        loaded.find(f"second@sha256:{first.digest}")
+    (tokens,) = first.tokenise(["the same text"])
+    assert isinstance(tokens, Tokens)
+    assert not np.array_equal(first.forward([tokens.ids]), second.forward([tokens.ids]))
+
+
+def tiny_bytes(models: Path) -> int:
+    """Return what the tiny model's tensors take in float32, by the library that wrote them."""
+    tensors = safetensors.torch.load((models / tiny_model.NAME / WEIGHTS).read_bytes())
+    return sum(4 * tensor.numel() for tensor in tensors.values())
+
+
+def test_models_that_just_fit_the_budget_are_loaded(models: Path) -> None:
+    """The budget is compared to the byte, in the type that the engine computes in."""
+    tiny_model.write(models, name="second")
+    assert len(list(registry.load(models, device="cpu", dtype="fp32", memory_bytes=2 * tiny_bytes(models)))) == 2
+    assert len(list(registry.load(models, device="cpu", dtype="bf16", memory_bytes=tiny_bytes(models)))) == 2
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("fp32", 1), ("bf16", 2)])
+def test_models_over_the_budget_are_refused_by_name_and_by_how_much(models: Path, dtype: str, share: int) -> None:
+    """The operator reads which models need what, and what is missing."""
+    tiny_model.write(models, name="second")
+    need = tiny_bytes(models) // share
+    complaint = f"need {2 * need} bytes .* 100 more than the {2 * need - 100} of .*: second {need}, tiny-bert {need}$"
+    with pytest.raises(ConfigError, match=complaint):
+        registry.load(models, device="cpu", dtype=dtype, memory_bytes=2 * need - 100)
+
+
+def test_the_budget_is_compared_before_any_weight_is_read(models: Path) -> None:
+    """A model of a terabyte is refused by its size on disk, in no time and in no memory."""
+    folder = models / tiny_model.NAME
+    entry = {"dtype": "F32", "shape": [1 << 18, 1 << 15], "data_offsets": [0, 1 << 35]}
+    header = json.dumps({"embeddings.word_embeddings.weight": entry}).encode()
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(folder / WEIGHTS, 8 + len(header) + (1 << 35))
+    with pytest.raises(ConfigError, match=f"tiny-bert {1 << 35}$"):
+        registry.load(models, device="cpu", dtype="fp32", memory_bytes=1 << 34)
+
+
+def test_a_draft_is_not_a_model(models: Path) -> None:
+    """A hidden folder is one that somebody is still writing; it becomes a model by getting its name."""
+    (models / ".fetch-abc").mkdir()
+    assert [model.name for model in load(models)] == [tiny_model.NAME]
+
+
+def test_what_is_wrong_is_said_with_the_folder_that_it_is_in(models: Path) -> None:
+    """An engine has many folders, and all have files of the same names."""
+    tiny_model.write(models, name="second")
+    (models / "second" / TOKENIZER).write_bytes(b"{}")
+    with pytest.raises(ConfigError, match=r"model folder second: tokenizer\.json differs from its manifest's hash"):
+        load(models)
 
 
 def test_a_folder_without_models_is_refused(tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ def run(environ: Mapping[str, str], *, load: Callable[..., Registry] = registry.
         settings = EngineSettings.from_env(environ)
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        models = load(settings.models, device=settings.device, dtype=settings.dtype)
+        models = load(
+            settings.models, device=settings.device, dtype=settings.dtype, memory_bytes=settings.model_memory_bytes
+        )
         _ensure_budget(models, settings.max_batch_tokens)
         return _serve(settings, models)
     except (MrgcError, OSError) as error:

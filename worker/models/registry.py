@@ -1,6 +1,6 @@
 """The models of one engine, by name and digest.
 
-Called by worker.engine at start. May import: the standard library, mrgc.errors, worker.models.
+Called by worker.engine at start. May import: the standard library, torch, mrgc.errors, worker.models.
 """
 
 from __future__ import annotations
@@ -8,15 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mrgc.errors import ConfigError, UnknownModel
-from worker.models.device import choose_dtype, has_native_bf16, open_device
+from worker.models import budget
+from worker.models.device import choose_dtype, has_native_bf16, open_device, total_bytes
 from worker.models.embedder import TextEmbedder
-from worker.models.manifest import MANIFEST, read_folder
+from worker.models.folder import naming, survey
+from worker.models.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    import torch
+
     from worker.models.base import Model
+    from worker.models.folder import ModelFolder
 
 
 class Registry:
@@ -50,24 +55,45 @@ class Registry:
         return model
 
 
-def load(folder: Path, *, device: str, dtype: str) -> Registry:
-    """Verify and load every model folder below `folder`.
+def load(folder: Path, *, device: str, dtype: str, memory_bytes: int = 0) -> Registry:
+    """Verify and load every model folder below `folder`, once every one of them was surveyed.
 
     Args:
-        folder: each of its folders holds one model; one without a manifest is refused, not skipped.
+        folder: each of its folders holds one model; one without a manifest is refused, not skipped. Hidden ones are
+            skipped: they are drafts that become a model by getting its name.
         device: MRGC_DEVICE.
         dtype: MRGC_DTYPE.
+        memory_bytes: MRGC_MODEL_MEMORY_BYTES; 0 is half of the device's memory.
 
     Raises:
-        ConfigError: a folder is not exactly what its manifest says, or there is none.
+        ConfigError: a folder is not exactly what its manifest says, there is none, or they do not fit the memory.
     """
     target = open_device(device)
     number_type = choose_dtype(dtype, native_bf16=has_native_bf16(target))
+    surveyed = []
+    for entry in _entries(folder):
+        with naming(entry.name):
+            surveyed.append(survey(entry))
+    budget.ensure_fits(
+        {each.manifest.name: each.weights_bytes(number_type.itemsize) for each in surveyed},
+        budget_bytes=budget.resolve(memory_bytes, device_bytes=total_bytes(target)),
+    )
+    return Registry(_load_one(each, device=target, dtype=number_type) for each in surveyed)
+
+
+def _entries(folder: Path) -> list[Path]:
     try:
-        entries = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+        entries = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
         raise ConfigError("MRGC_MODELS cannot be read") from error
     for entry in entries:
-        if not (entry / MANIFEST).is_file():
-            raise ConfigError(f"model folder {entry.name} has no {MANIFEST}")
-    return Registry(TextEmbedder(read_folder(entry), device=target, dtype=number_type) for entry in entries)
+        if not (entry / MANIFEST).exists():
+            raise ConfigError(f"model folder {entry.name}: it has no {MANIFEST}")
+    return entries
+
+
+def _load_one(folder: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> Model:
+    with naming(folder.manifest.name):
+        model = TextEmbedder(folder, device=device, dtype=dtype)
+        folder.verify()
+    return model
