@@ -1,4 +1,4 @@
-"""A two-layer BERT with seeded random weights, written as a model folder like any other.
+"""A two-layer BERT or RoBERTa with seeded random weights, written as a model folder like any other.
 
 It takes the same code path as a real model (manifest, hashes, tokeniser, packed encoder) and loads in
 milliseconds, so tests and the one-machine stack need no download. Its embeddings mean nothing, but equal texts
@@ -15,18 +15,18 @@ import hashlib
 import json
 import string
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import safetensors.torch
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE, WordPiece
 from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.processors import TemplateProcessing
+from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
+from tokenizers.processors import RobertaProcessing, TemplateProcessing
 
-from worker.models.bert_weights import ARCHITECTURE, BertConfig
-from worker.models.manifest import CONFIG, MANIFEST, TOKENIZER, WEIGHTS, Manifest
+from worker.models.bert_weights import ARCHITECTURE, ARCHITECTURES, BertConfig
+from worker.models.manifest import CONFIG, EMBED, MANIFEST, TOKENIZER, WEIGHTS, Manifest
 
 NAME: Final = "tiny-bert"
 MAX_TOKENS: Final = 128
@@ -34,35 +34,50 @@ MAX_TOKENS: Final = 128
 _SPECIAL: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _WORDS: Final = ("the", "of", "and", "to", "in", "is", "for", "return", "file", "value", "string", "object", "line")
 _LAYERS: Final = 2
-_WIDTH: Final = 64
 _HEADS: Final = 4
 _INNER: Final = 128
+#: RoBERTa's padding token, behind whose place its positions begin.
+_PADDING: Final = 1
 
 
-def write(directory: Path, *, name: str = NAME, seed: int = 7) -> Path:
-    """Write a model folder `directory`/`name`; the same name and seed give the same bytes.
+class Kind(NamedTuple):
+    """What a tiny model is to be."""
+
+    architecture: str = ARCHITECTURE
+    #: mean or cls; of a model that embeds.
+    pooling: str = "mean"
+    #: Of a model that classifies.
+    labels: tuple[str, ...] = ()
+    width: int = 64
+    multi_label: bool = False
+
+
+def write(directory: Path, *, name: str = NAME, seed: int = 7, kind: Kind = Kind()) -> Path:  # noqa: B008  immutable
+    """Write a model folder `directory`/`name`; the same name, seed and kind give the same bytes.
 
     Returns:
         The model folder.
     """
-    vocabulary = _vocabulary()
-    config = _config(len(vocabulary))
+    architecture = ARCHITECTURES[kind.architecture]
+    tokenizer = _roberta_tokenizer() if architecture.counts_behind_padding else _bert_tokenizer()
+    config = json.dumps(_config(kind, tokenizer.get_vocab_size()), sort_keys=True).encode()
     contents = {
-        CONFIG: json.dumps(config, sort_keys=True).encode(),
-        WEIGHTS: _weights(BertConfig.parse(json.dumps(config).encode()), seed),
-        TOKENIZER: _tokenizer(vocabulary).to_str().encode(),
+        CONFIG: config,
+        WEIGHTS: _weights(BertConfig.parse(config, labels=len(kind.labels)), seed),
+        TOKENIZER: tokenizer.to_str().encode(),
     }
     manifest = Manifest(
         name=name,
         version=str(seed),
-        task="embed",
+        task=architecture.task,
         licence="CC0-1.0",
         max_tokens=MAX_TOKENS,
-        dimensions=_WIDTH,
-        pooling="mean",
-        normalize=True,
+        dimensions=len(kind.labels) or kind.width,
+        pooling={0: kind.pooling, 1: "none", 2: "cls"}[len(architecture.head)],
+        normalize=architecture.task == EMBED,
         dtype="float32",
         files={file: hashlib.sha256(content).hexdigest() for file, content in contents.items()},
+        labels=kind.labels,
     )
     folder = directory / name
     folder.mkdir(parents=True)
@@ -77,12 +92,12 @@ def _vocabulary() -> dict[str, int]:
     return {entry: index for index, entry in enumerate(entries)}
 
 
-def _config(vocabulary: int) -> dict[str, object]:
-    return {
-        "architectures": [ARCHITECTURE],
+def _config(kind: Kind, vocabulary: int) -> dict[str, object]:
+    config: dict[str, object] = {
+        "architectures": [kind.architecture],
         "model_type": "bert",
         "hidden_act": "gelu",
-        "hidden_size": _WIDTH,
+        "hidden_size": kind.width,
         "intermediate_size": _INNER,
         "layer_norm_eps": 1e-12,
         "max_position_embeddings": MAX_TOKENS,
@@ -91,6 +106,12 @@ def _config(vocabulary: int) -> dict[str, object]:
         "type_vocab_size": 2,
         "vocab_size": vocabulary,
     }
+    if ARCHITECTURES[kind.architecture].counts_behind_padding:
+        config |= {"model_type": "roberta", "pad_token_id": _PADDING, "type_vocab_size": 1}
+        config |= {"max_position_embeddings": MAX_TOKENS + _PADDING + 1, "layer_norm_eps": 1e-5}
+    if kind.multi_label:
+        config["problem_type"] = "multi_label_classification"
+    return config
 
 
 def _weights(config: BertConfig, seed: int) -> bytes:
@@ -100,18 +121,35 @@ def _weights(config: BertConfig, seed: int) -> bytes:
         drawn = torch.randn(shape, generator=generator)
         is_norm = "LayerNorm.weight" in name
         # Wide embeddings and narrow layers: the texts' own tokens stay visible in what comes out.
-        scale = 0.1 if is_norm or name.startswith("encoder") else 1.0
+        scale = 0.1 if is_norm or "encoder." in name else 1.0
         tensors[name] = drawn * scale + (1.0 if is_norm else 0.0)
     return safetensors.torch.save(tensors)
 
 
-def _tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
+def _bert_tokenizer() -> Tokenizer:
+    vocabulary = _vocabulary()
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=_SPECIAL[1]))
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
     )
+    return tokenizer
+
+
+def _roberta_tokenizer() -> Tokenizer:
+    special = ("<s>", "<pad>", "</s>", "<unk>")
+    words = [f"\u0120{word}" for word in _WORDS]
+    pieces = sorted({word[:length] for word in words for length in range(2, len(word) + 1)}, key=len)
+    entries = [*special, *sorted(ByteLevel.alphabet()), *pieces]
+    vocabulary = {entry: index for index, entry in enumerate(entries)}
+    tokenizer = Tokenizer(BPE(vocabulary, [(piece[:-1], piece[-1]) for piece in pieces]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = RobertaProcessing(
+        ("</s>", vocabulary["</s>"]), ("<s>", vocabulary["<s>"]), trim_offsets=True, add_prefix_space=False
+    )
+    tokenizer.add_special_tokens(list(special))
     return tokenizer
 
 

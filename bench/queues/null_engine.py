@@ -32,6 +32,7 @@ class NullModel:
     digest = DIGEST
     dimensions = DIMENSIONS
     max_tokens = 16
+    vocabulary = 0
 
     def answer(self, items: int, parameters: Mapping[str, object]) -> Answer:
         """Answer with embeddings."""

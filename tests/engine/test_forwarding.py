@@ -17,7 +17,7 @@ from worker.models.base import Answer, Ids, Outputs, Tokens
 class SmallDevice:
     """A model whose device holds few tokens, and which gives each row its first id as its embedding."""
 
-    name, digest, dimensions, max_tokens = "small", "0" * 64, 1, 8
+    name, digest, dimensions, max_tokens, vocabulary = "small", "0" * 64, 1, 8, 0
 
     def __init__(self, most_tokens: int) -> None:
         self.most_tokens = most_tokens

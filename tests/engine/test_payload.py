@@ -25,7 +25,7 @@ def parse(text: bytes, items: int = 1, content_type: str = JSON_TYPE) -> Payload
 @given(inputs=st.lists(st.text(), min_size=1, max_size=8))
 def test_json_and_cbor_payloads_say_the_same(inputs: list[str]) -> None:
     """Whatever texts a tenant sends arrive as they were, in either form."""
-    expected = Payload(list(inputs), truncate=False, accept=JSON_TYPE, parameters={})
+    expected = Payload(list(inputs), truncate=False, accept=JSON_TYPE, ids="", parameters={})
     assert parse(json.dumps({"inputs": inputs}).encode(), len(inputs)) == expected
     assert parse(strict_cbor.encode({"inputs": inputs}), len(inputs), CBOR_TYPE) == expected
 
@@ -35,7 +35,7 @@ def test_parameters_are_read(content_type: str) -> None:
     """Both parameters that every model knows."""
     fields = {"inputs": ["x"], "parameters": {"truncate": True, "accept": SAFETENSORS_TYPE}}
     text = json.dumps(fields).encode() if content_type == JSON_TYPE else strict_cbor.encode(fields)
-    assert parse(text, 1, content_type) == Payload(["x"], truncate=True, accept=SAFETENSORS_TYPE, parameters={})
+    assert parse(text, 1, content_type) == Payload(["x"], truncate=True, accept=SAFETENSORS_TYPE, ids="", parameters={})
 
 
 def test_white_space_may_hide_the_length_of_a_payload() -> None:

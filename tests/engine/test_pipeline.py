@@ -33,7 +33,7 @@ class Gated:
         self._model = model
         self.name, self.digest = model.name, model.digest
         self.dimensions, self.max_tokens = model.dimensions, model.max_tokens
-        self.answer = model.answer
+        self.vocabulary, self.answer = model.vocabulary, model.answer
         self.gate = threading.Event()
         self.batches: list[list[int]] = []
         self.tokenised = 0

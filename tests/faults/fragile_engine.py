@@ -31,7 +31,7 @@ class FragileModel:
     def __init__(self, model: Model) -> None:
         self.name, self.digest = model.name, model.digest
         self.dimensions, self.max_tokens = model.dimensions, model.max_tokens
-        self.answer = model.answer
+        self.vocabulary, self.answer = model.vocabulary, model.answer
         self._model = model
         (deadly,) = model.tokenise([DEADLY_TEXT])
         assert not isinstance(deadly, Exception)

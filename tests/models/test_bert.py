@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from worker.models import registry
 from worker.models.base import Embeddings, Ids, Model, Tokens
-from worker.models.bert import MIN_TOKENS, pack
+from worker.models.bert import pack
 from worker.models.fetch_minilm import package_folder
+from worker.models.heads import MIN_TOKENS
 
 #: Importing the oracle takes half a minute on a busy machine.
 ORACLE = pytest.mark.timeout(180)
@@ -75,7 +76,7 @@ def test_the_tiny_model_gives_the_same_bits_in_any_company(tiny: Model, texts: l
 
 def ensure_independent(model: Model, rows: list[Ids], *, compositions: int) -> None:
     """Run every row alone, then in seeded random company, short rows more often than their share."""
-    alone = [forward(model, [row])[0] for row in rows]
+    alone = [next(iter(model.forward([row]))) for row in rows]
     draw = random.Random(20)
     shortest = sorted(range(len(rows)), key=lambda place: len(rows[place]))[:6]
     for _ in range(compositions):
@@ -83,7 +84,7 @@ def ensure_independent(model: Model, rows: list[Ids], *, compositions: int) -> N
             draw.choice(shortest) if draw.random() < 0.5 else draw.randrange(len(rows))
             for _ in range(draw.choice([1, 2, 3, 5, 8, 13]))
         ]
-        together = forward(model, [rows[place] for place in places])
+        together = list(model.forward([rows[place] for place in places]))
         for place, embedding in zip(places, together, strict=True):
             assert embedding.tobytes() == alone[place].tobytes(), f"row of {len(rows[place])} tokens among {places}"
 

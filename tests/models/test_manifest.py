@@ -70,6 +70,12 @@ def add_listed(folder: Path, name: str, content: bytes) -> None:
     edit(folder, files=files)
 
 
+def as_classifier(folder: Path, **changes: Any) -> None:
+    """Turn the manifest into one of a model that classifies, but for some changes."""
+    fields: dict[str, Any] = {"task": "classify", "pooling": "cls", "normalize": False, "dimensions": 2}
+    edit(folder, **(fields | {"labels": ["joy", "anger"]} | changes))
+
+
 def test_the_tiny_folder_is_read_with_all_its_files(folder: Path) -> None:
     """A sound folder gives its manifest, its digest and the bytes that were hashed."""
     found = read_folder(folder)
@@ -109,7 +115,19 @@ def test_the_digest_changes_with_any_byte_of_the_manifest(folder: Path) -> None:
         (lambda f: edit(f, name="other"), "name"),
         (lambda f: edit(f, name="../tiny-bert"), "name"),
         (lambda f: edit(f, task="generate"), "task"),
-        (lambda f: edit(f, pooling="cls"), "pooling"),
+        (lambda f: edit(f, pooling="max"), "pooling"),
+        (lambda f: edit(f, pooling="none"), "pooling"),
+        (lambda f: edit(f, labels=["joy"]), "labels"),
+        (lambda f: edit(f, labels="joy"), "labels"),
+        (lambda f: edit(f, labels=[["joy"]]), "labels"),
+        (lambda f: as_classifier(f, labels=["joy"]), "labels"),
+        (lambda f: as_classifier(f, labels=["joy", "joy"]), "labels"),
+        (lambda f: as_classifier(f, labels=["joy", ""]), "labels"),
+        (lambda f: as_classifier(f, labels=["joy", "\ud800"]), "labels"),
+        (lambda f: as_classifier(f, labels=["joy", "\x1b[31m"]), "labels"),
+        (lambda f: as_classifier(f, labels=["joy", "x" * 257]), "labels"),
+        (lambda f: as_classifier(f, pooling="mean"), "pooling"),
+        (lambda f: as_classifier(f, normalize=True), "normalize"),
         (lambda f: edit(f, normalize=False), "normalize"),
         (lambda f: edit(f, normalize=1), "normalize"),
         (lambda f: edit(f, dtype="float64"), "dtype"),
@@ -134,6 +152,14 @@ def test_a_manifest_survives_its_own_bytes(folder: Path) -> None:
     manifest = read_folder(folder).manifest
     assert parse_manifest(manifest.to_bytes()) == manifest
     assert parse_manifest(manifest.to_bytes()).to_bytes() == manifest.to_bytes()
+
+
+def test_a_manifest_names_what_a_classifier_scores(folder: Path) -> None:
+    """Labels are part of the manifest, so the digest in a result says what its numbers stand for."""
+    as_classifier(folder)
+    manifest = parse_manifest((folder / MANIFEST).read_bytes())
+    assert manifest.labels == ("joy", "anger")
+    assert parse_manifest(manifest.to_bytes()) == manifest
 
 
 def test_a_manifest_cannot_be_built_with_a_file_outside_the_folder(folder: Path) -> None:

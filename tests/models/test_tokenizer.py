@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from infra import tiny_model
 from mrgc.errors import InputInvalid
@@ -97,9 +97,9 @@ def test_a_long_text_costs_what_its_head_costs(definition: bytes) -> None:
     seen: list[int] = []
 
     class Watched(TextTokenizer):
-        def _cut(self, ids: list[int]) -> Tokens:
-            seen.append(len(ids))
-            return super()._cut(ids)
+        def _cut(self, encoding: Encoding) -> Tokens:
+            seen.append(len(encoding.ids))
+            return super()._cut(encoding)
 
     watched = Watched(definition, max_tokens=LIMIT, vocabulary=1_000)
     long = "the file " * 3_000_000

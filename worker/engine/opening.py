@@ -4,18 +4,19 @@ Open at the enclave, parse the payload, find the model, tokenise. Every job ends
 intake gets; a job whose payload or model is wrong becomes a `Job` with a failure, because its tenant has to be told in
 a sealed result. Texts live here for the length of one call, as long as Python keeps them.
 
-May import: the standard library, mrgc, worker.engine, worker.models.base. Called by worker.engine.pipeline.
+May import: the standard library, mrgc, worker.engine, worker.models. Called by worker.engine.pipeline.
 """
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from mrgc.errors import EnclaveBusy, FormatError, InputTooLong, ModelError, MrgcError, ResultTooLarge
+from mrgc.errors import EnclaveBusy, FormatError, InputTooLong, ModelError, MrgcError, PayloadError, ResultTooLarge
 from mrgc.wire import frames, sealed
 from worker.engine import payload
 from worker.engine.jobs import Job, Row
+from worker.models.token_ids import read_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -136,19 +137,30 @@ def wipe(buffer: Buffer) -> None:
 
 def _tokenise(batch: Batch, model: Model, asked: Sequence[_Asked]) -> Iterator[list[Row]]:
     """Tokenise all jobs of one model in one call; yield the rows of each, its failures noted in it."""
-    outcomes = iter(model.tokenise([text for each in asked for text in (*each.payload.inputs, *each.answer.extras)]))
+    outcomes = iter(model.tokenise([text for each in asked for text in _texts(each)]))
     for each in asked:
-        yield list(_rows(batch, each, islice(outcomes, each.job.items + len(each.answer.extras))))
+        of_texts = islice(outcomes, len(_texts(each)))
+        ids = each.payload.ids
+        of_ids = (read_ids(value, ids, model) for value in each.payload.inputs) if ids else ()
+        yield list(_rows(batch, each, chain(of_ids, of_texts)))
+
+
+def _texts(asked: _Asked) -> list[object]:
+    """Return what is to be tokenised, in the order of its places: the last of them if the inputs are ids."""
+    return [*asked.answer.extras] if asked.payload.ids else [*asked.payload.inputs, *asked.answer.extras]
 
 
 def _rows(batch: Batch, asked: _Asked, outcomes: Iterable[Tokens | ModelError]) -> Iterator[Row]:
     for place, tokenised in enumerate(outcomes):
-        outcome = _judged(tokenised, truncate=asked.payload.truncate)
-        if isinstance(outcome, ModelError):
-            asked.job.fail_place(place, outcome)
-        else:
+        is_extra = place >= asked.job.items
+        outcome = _judged(tokenised, truncate=asked.payload.truncate and not is_extra)
+        if not isinstance(outcome, ModelError):
             asked.answer.expect(place, outcome)
             yield Row(batch, asked.job, asked.answer, place, outcome.ids)
+        elif is_extra:
+            asked.job.fail(PayloadError("payload has a parameter with a text that the model cannot take"))
+        else:
+            asked.job.errors[place] = outcome
 
 
 def _judged(outcome: Tokens | ModelError, *, truncate: bool) -> Tokens | ModelError:

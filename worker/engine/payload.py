@@ -1,7 +1,7 @@
 """An opened payload: `{"inputs": [...], "parameters": {...}}` as JSON or CBOR (docs/spec.md §3).
 
 The bytes are authentic but a tenant may still send anything, so structure is counted before it is allocated. An
-element of `inputs` that is not text is kept: it fails alone, later, in the tokeniser.
+element of `inputs` that is not text is kept: it fails alone, later, when it is tokenised.
 
 May import: the standard library, mrgc.errors, mrgc.wire, mrgc.wire. Called by worker.engine.jobs.
 """
@@ -17,8 +17,10 @@ from mrgc.wire.headers import CBOR_TYPE, JSON_TYPE, SAFETENSORS_TYPE
 if TYPE_CHECKING:
     from mrgc.wire.strict_cbor import Buffer
 
-#: Values that a payload may hold beside its inputs.
-_SPARE_VALUES: Final = 64
+#: Values that a payload may hold beside its inputs: the most labels of docs/spec.md §3, and the rest.
+_SPARE_VALUES: Final = 128
+#: Values of the parameter `ids`.
+_IDS: Final = ("u16", "u32")
 _BYTES, _TEXT = 2, 3  #: Major types of CBOR whose argument is a length in bytes (RFC 8949 §3.1).
 
 
@@ -31,11 +33,13 @@ class Payload(NamedTuple):
     truncate: bool
     #: Content type of the result body.
     accept: str
+    #: "u16" or "u32" if inputs are byte strings of token ids; empty if they are texts.
+    ids: str
     #: Parameters beside these, which the model judges.
     parameters: dict[str, object]
 
     def __repr__(self) -> str:
-        return f"Payload({len(self.inputs)} inputs, truncate={self.truncate}, accept={self.accept})"
+        return f"Payload({len(self.inputs)} inputs, truncate={self.truncate}, accept={self.accept}, ids={self.ids})"
 
 
 def parse(plaintext: Buffer, *, content_type: str, items: int) -> Payload:
@@ -63,7 +67,13 @@ def parse(plaintext: Buffer, *, content_type: str, items: int) -> Payload:
     truncate, accept = parameters.pop("truncate", False), parameters.pop("accept", JSON_TYPE)
     if type(truncate) is not bool or accept not in (JSON_TYPE, SAFETENSORS_TYPE):
         raise PayloadError("payload has a parameter of a value that is not served")
-    return Payload(inputs, truncate, accept, parameters)
+    ids = ""
+    if "ids" in parameters:
+        ids = parameters.pop("ids")
+        # JSON has no byte strings.
+        if ids not in _IDS or content_type != CBOR_TYPE:
+            raise PayloadError("payload has token ids of a form that is not served")
+    return Payload(inputs, truncate, accept, ids, parameters)
 
 
 def _decode(plaintext: Buffer, content_type: str, *, max_values: int) -> Any:

@@ -40,6 +40,8 @@ class Tokens(NamedTuple):
 
     ids: Ids
     is_cut: bool
+    #: Start and end of each token in the text, uint32 (T, 2); only of models that answer every token.
+    offsets: NDArray[np.uint32] | None = None
 
     def __repr__(self) -> str:
         return f"Tokens({len(self.ids)} ids, is_cut={self.is_cut})"
@@ -113,6 +115,10 @@ class Model(Protocol):
     @property
     def max_tokens(self) -> int:
         """Most tokens of one input, special tokens included."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids of pre-tokenised inputs are below it; 0 if the model takes texts only."""
 
     def answer(self, items: int, parameters: Mapping[str, object]) -> Answer:
         """Begin the answer to one job.

@@ -1,4 +1,4 @@
-"""A BERT encoder over packed token batches: no padding, no mask, the same bits whoever the batch mates are.
+"""A BERT-family encoder over packed token batches: no padding, no mask, the same bits whoever the batch mates are.
 
 Rows of one token batch lie one after another in a single (T, width) matrix, so linear layers, layer norms and
 activations never see padding. Attention runs once per group of equally long rows, which is exact without a mask.
@@ -8,21 +8,21 @@ Called by worker.models.embedder. May import: the standard library, numpy, torch
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from worker.models.heads import MIN_TOKENS, unit_vectors
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from worker.models.base import Embeddings, Ids
     from worker.models.bert_weights import Affine, BertConfig, BertWeights, Layer
-
-#: Below this many rows of a matrix the CPU's kernels take another path whose sums differ in the last bit.
-MIN_TOKENS: Final = 16
+    from worker.models.heads import Head
 
 
 class Group(NamedTuple):
@@ -73,39 +73,64 @@ def _groups(lengths: Iterable[int]) -> list[Group]:
     return groups
 
 
+def _mean(hidden: Tensor, groups: Sequence[Group]) -> Tensor:
+    """Average each row's tokens: float32 (rows, width), in packed order."""
+    return torch.cat([hidden[group.span].view(group.rows, group.length, -1).float().mean(dim=1) for group in groups])
+
+
+def _first(hidden: Tensor, groups: Sequence[Group]) -> Tensor:
+    """Take each row's first token: (rows, width), in packed order."""
+    return torch.cat([hidden[group.start : group.span.stop : group.length] for group in groups])
+
+
 class BertEncoder:
-    """Forward pass of a BERT encoder with mean pooling and L2 normalisation.
+    """Forward pass of a BERT-family encoder with its pooling and its head.
 
     Args:
         config: shapes and epsilon.
-        weights: on one device, in one dtype; pooling is float32 whatever that is.
+        weights: on one device, in one dtype; mean pooling is float32 whatever that is.
+        pooling: how an input's tokens become one row: "mean", or "cls", the first one's hidden state.
+        head: what is made of hidden states, pooled or of every token.
     """
 
-    def __init__(self, config: BertConfig, weights: BertWeights) -> None:
+    def __init__(
+        self, config: BertConfig, weights: BertWeights, *, pooling: str = "mean", head: Head = unit_vectors
+    ) -> None:
         self._config = config
         self._weights = weights
+        self._pool = _mean if pooling == "mean" else _first
+        self._head = head
 
     @torch.inference_mode()
     def embed(self, rows: Sequence[Ids]) -> Embeddings:
-        """Embed one token batch.
+        """Run one token batch to one row per input.
 
         Args:
-            rows: ids of each input, 1 to max_position_embeddings of them.
+            rows: ids of each input, 1 to the model's limit of them.
 
         Returns:
-            float32 (len(rows), width), unit vectors, in the order of the rows.
+            float32 (len(rows), width of the head), in the order of the rows.
         """
         packed = pack(rows)
-        hidden = self._encode(packed)
-        pooled = torch.empty(len(rows), self._config.hidden_size, dtype=torch.float32, device=hidden.device)
-        row = 0
-        for group in packed.groups:
-            tokens = hidden[group.span].view(group.rows, group.length, -1)
-            pooled[row : row + group.rows] = tokens.float().mean(dim=1)
-            row += group.rows
-        embeddings = torch.empty_like(pooled)
-        embeddings[torch.tensor(packed.order, device=hidden.device)] = functional.normalize(pooled, dim=1)
-        return embeddings.cpu().numpy()
+        found = self._head(self._pool(self._encode(packed), packed.groups))
+        ordered = torch.empty_like(found)
+        ordered[torch.tensor(packed.order, device=found.device)] = found
+        return ordered.cpu().numpy()
+
+    @torch.inference_mode()
+    def embed_tokens(self, rows: Sequence[Ids]) -> list[Embeddings]:
+        """Run one token batch to one row per token.
+
+        Returns:
+            float32 (T, width of the head) for each input, in the order of the rows; views of one buffer.
+        """
+        packed = pack(rows)
+        found = self._head(self._encode(packed)).cpu().numpy()
+        ordered = [found] * len(rows)
+        starts = (start for group in packed.groups for start in range(group.start, group.span.stop, group.length))
+        for index, start in zip(packed.order, starts, strict=True):
+            ordered[index] = found[start : start + len(rows[index])]
+        return ordered
 
     def _encode(self, packed: Packed) -> Tensor:
         weights = self._weights

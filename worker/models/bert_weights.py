@@ -1,9 +1,10 @@
-"""Weights of a BERT encoder: configuration, expected shapes, loading.
+"""Weights of a BERT-family encoder and its head: configuration, expected shapes, loading.
 
 Nothing is allocated for a tensor before its shape is compared with what the configuration implies, and the
 configuration itself is bounded. Formats other than safetensors are not read at all.
 
-May import: the standard library, torch, safetensors, mrgc.errors, mrgc.wire. Called by worker.models.
+May import: the standard library, torch, safetensors, mrgc.errors, mrgc.wire, worker.models.manifest. Called by
+worker.models.
 """
 
 from __future__ import annotations
@@ -18,9 +19,35 @@ from torch import Tensor
 
 from mrgc.errors import ConfigError, FormatError
 from mrgc.wire import strict_json
+from worker.models.manifest import CLASSIFY, CLASSIFY_TOKENS, EMBED
 
 ARCHITECTURE: Final = "BertModel"
-#: Tensors that checkpoints carry and an encoder with mean pooling has no use for.
+
+
+class Architecture(NamedTuple):
+    """What `architectures` in a config.json says of the checkpoint beside it."""
+
+    #: Task that a manifest must name.
+    task: str
+    #: Before the names of the encoder's tensors.
+    prefix: str
+    #: Modules of the head, all of which but the last are followed by tanh and keep the width.
+    head: tuple[str, ...] = ()
+    #: RoBERTa counts positions from behind that of the padding token, which takes its own (`padding_idx`).
+    counts_behind_padding: bool = False
+
+
+ARCHITECTURES: Final = {
+    ARCHITECTURE: Architecture(EMBED, ""),
+    "BertForSequenceClassification": Architecture(CLASSIFY, "bert.", ("bert.pooler.dense", "classifier")),
+    "BertForTokenClassification": Architecture(CLASSIFY_TOKENS, "bert.", ("classifier",)),
+    "RobertaModel": Architecture(EMBED, "", (), True),
+    "RobertaForSequenceClassification": Architecture(
+        CLASSIFY, "roberta.", ("classifier.dense", "classifier.out_proj"), True
+    ),
+    "RobertaForTokenClassification": Architecture(CLASSIFY_TOKENS, "roberta.", ("classifier",), True),
+}
+#: Tensors that checkpoints carry, behind the encoder's prefix, and not every head has a use for.
 _UNUSED: Final = frozenset({"embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias"})
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -48,10 +75,21 @@ class BertConfig:
     max_position_embeddings: int
     type_vocab_size: int
     layer_norm_eps: float
+    architecture: Architecture
+    #: Row of the position embeddings that a text's first token has.
+    first_position: int
+    #: Numbers that the head gives; 0 without a head.
+    labels: int
+    #: Whether each label is judged by itself.
+    multi_label: bool
 
     @classmethod
-    def parse(cls, data: bytes) -> BertConfig:
+    def parse(cls, data: bytes, *, labels: int = 0) -> BertConfig:
         """Parse a config.json.
+
+        Args:
+            data: its bytes.
+            labels: how many the manifest names.
 
         Raises:
             ConfigError: another architecture, or a value outside what this encoder computes.
@@ -61,7 +99,9 @@ class BertConfig:
         except FormatError as error:
             raise ConfigError("config.json is not strict json") from error
         _ensure(type(fields) is dict, "form")
-        _ensure(fields.get("architectures") == [ARCHITECTURE], "architectures")
+        architecture = _architecture(fields.get("architectures"))
+        problem = fields.get("problem_type")
+        _ensure(problem in (None, "single_label_classification", "multi_label_classification"), "problem_type")
         _ensure(fields.get("hidden_act") == "gelu", "hidden_act")
         _ensure(fields.get("position_embedding_type", "absolute") == "absolute", "position_embedding_type")
         sizes = {name: fields.get(name) for name in _BOUNDS}
@@ -69,21 +109,41 @@ class BertConfig:
             _ensure(type(size) is int and 1 <= size <= _BOUNDS[name], name)
         eps = fields.get("layer_norm_eps")
         _ensure(type(eps) is float and 0 < eps < 1, "layer_norm_eps")
-        config = cls(**sizes, layer_norm_eps=eps)
+        padding = fields.get("pad_token_id") if architecture.counts_behind_padding else -1
+        _ensure(type(padding) is int and -1 <= padding < sizes["max_position_embeddings"] - 1, "pad_token_id")
+        config = cls(
+            **sizes,
+            layer_norm_eps=eps,
+            architecture=architecture,
+            first_position=padding + 1,
+            labels=labels,
+            multi_label=problem == "multi_label_classification",
+        )
         _ensure(config.hidden_size % config.num_attention_heads == 0, "num_attention_heads")
         return config
 
+    @property
+    def longest(self) -> int:
+        """Most tokens of one text."""
+        return self.max_position_embeddings - self.first_position
+
+    def unused(self) -> frozenset[str]:
+        """Return the names of tensors that the checkpoint may hold beside those of `shapes`."""
+        return frozenset(f"{self.architecture.prefix}{name}" for name in _UNUSED) - self.shapes().keys()
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor that the encoder needs, by its name in the checkpoint."""
-        width, inner = self.hidden_size, self.intermediate_size
+        """Return the shape of every tensor that encoder and head need, by its name in the checkpoint."""
+        width, inner, prefix = self.hidden_size, self.intermediate_size, self.architecture.prefix
         shapes: dict[str, tuple[int, ...]] = {
-            "embeddings.word_embeddings.weight": (self.vocab_size, width),
-            "embeddings.position_embeddings.weight": (self.max_position_embeddings, width),
-            "embeddings.token_type_embeddings.weight": (self.type_vocab_size, width),
+            f"{prefix}embeddings.word_embeddings.weight": (self.vocab_size, width),
+            f"{prefix}embeddings.position_embeddings.weight": (self.max_position_embeddings, width),
+            f"{prefix}embeddings.token_type_embeddings.weight": (self.type_vocab_size, width),
         }
-        modules: dict[str, tuple[int, ...]] = {"embeddings.LayerNorm": (width,)}
+        modules: dict[str, tuple[int, ...]] = {f"{prefix}embeddings.LayerNorm": (width,)}
+        modules |= dict.fromkeys(self.architecture.head[:-1], (width, width))
+        modules |= dict.fromkeys(self.architecture.head[-1:], (self.labels, width))
         for index in range(self.num_hidden_layers):
-            layer = f"encoder.layer.{index}."
+            layer = f"{prefix}encoder.layer.{index}."
             modules |= {f"{layer}attention.self.{part}": (width, width) for part in ("query", "key", "value")}
             modules |= {f"{layer}attention.output.dense": (width, width), f"{layer}output.dense": (width, inner)}
             modules |= {f"{layer}intermediate.dense": (inner, width)}
@@ -115,10 +175,12 @@ class BertWeights(NamedTuple):
     """Weights of the encoder on its device, in its dtype."""
 
     words: Tensor
-    #: Position embeddings plus the one token type that a single sequence has.
+    #: Position embeddings from a text's first token on, plus the one token type that a single sequence has.
     positions: Tensor
     embedding_norm: Affine
     layers: list[Layer]
+    #: Linear layers of the head; all but the last are followed by tanh.
+    head: list[Affine]
 
 
 def load_weights(
@@ -141,12 +203,12 @@ def load_weights(
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise ConfigError("model.safetensors is not a safetensors file") from error
     shapes = config.shapes()
-    if tensors.keys() - _UNUSED != shapes.keys():
+    if tensors.keys() - config.unused() != shapes.keys():
         raise ConfigError("model.safetensors does not hold exactly the tensors of its configuration")
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape or tensors[name].dtype != _DTYPES[stored]:
             raise ConfigError(f"tensor {name} differs from its configuration")
-    return _Loader(tensors, device, dtype).weights(config.num_hidden_layers)
+    return _Loader(tensors, device, dtype).weights(config)
 
 
 class _Loader:
@@ -155,13 +217,16 @@ class _Loader:
         self._device = device
         self._dtype = dtype
 
-    def weights(self, layers: int) -> BertWeights:
-        token_type = self._tensor("embeddings.token_type_embeddings.weight")[0]
+    def weights(self, config: BertConfig) -> BertWeights:
+        prefix = config.architecture.prefix
+        token_type = self._tensor(f"{prefix}embeddings.token_type_embeddings.weight")[0]
+        positions = self._tensor(f"{prefix}embeddings.position_embeddings.weight")
         return BertWeights(
-            self._tensor("embeddings.word_embeddings.weight"),
-            self._tensor("embeddings.position_embeddings.weight") + token_type,
-            self._affine("embeddings.LayerNorm"),
-            [self._layer(f"encoder.layer.{index}.") for index in range(layers)],
+            self._tensor(f"{prefix}embeddings.word_embeddings.weight"),
+            positions[config.first_position :] + token_type,
+            self._affine(f"{prefix}embeddings.LayerNorm"),
+            [self._layer(f"{prefix}encoder.layer.{index}.") for index in range(config.num_hidden_layers)],
+            [self._affine(module) for module in config.architecture.head],
         )
 
     def _layer(self, prefix: str) -> Layer:
@@ -181,6 +246,14 @@ class _Loader:
     def _tensor(self, name: str) -> Tensor:
         # A copy also where dtype and device agree: the file's bytes must not stay alive behind the views.
         return self._tensors[name].to(self._device, self._dtype, copy=True)
+
+
+def _architecture(names: object) -> Architecture:
+    _ensure(type(names) is list and len(names) == 1 and type(names[0]) is str, "architectures")
+    architecture = ARCHITECTURES.get(names[0])  # type: ignore[index]  # judged in the line above
+    if architecture is None:
+        raise ConfigError("config.json is not that of an encoder served here: architectures")
+    return architecture
 
 
 def _ensure(holds: Any, what: str) -> None:

@@ -31,6 +31,14 @@ REQUIRED_FILES: Final = frozenset({WEIGHTS, CONFIG, TOKENIZER})
 MAX_MANIFEST_BYTES: Final = 65_536
 MAX_TOKENS: Final = 8_192
 MAX_DIMENSIONS: Final = 16_384
+MAX_LABELS: Final = 1_024
+MAX_LABEL_CHARS: Final = 256
+
+EMBED: Final = "embed"
+CLASSIFY: Final = "classify"
+CLASSIFY_TOKENS: Final = "classify-tokens"
+#: How the hidden states of an input's tokens become its row, by task; a head that answers every token pools none.
+_POOLINGS: Final = {EMBED: ("mean", "cls"), CLASSIFY: ("cls",), CLASSIFY_TOKENS: ("none",)}
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -55,24 +63,34 @@ class Manifest:
     dtype: str
     #: SHA-256 of each file by name, hex.
     files: Mapping[str, str]
+    #: Names of the numbers in a row of scores, in order; none for a model that embeds. Left out of the file then.
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Fail closed on every value that this version does not know."""
         _ensure("@" not in self.name and "/" not in self.name and MODEL.fullmatch(self.name), "name")
-        _ensure(self.task == "embed", "task")
+        _ensure(self.task in _POOLINGS, "task")
         _ensure(1 <= self.max_tokens <= MAX_TOKENS, "max_tokens")
         _ensure(1 <= self.dimensions <= MAX_DIMENSIONS, "dimensions")
-        _ensure(self.pooling == "mean", "pooling")
-        _ensure(self.normalize, "normalize")
+        _ensure(self.pooling in _POOLINGS[self.task], "pooling")
+        _ensure(self.normalize == (self.task == EMBED), "normalize")
+        self._ensure_labels()
         _ensure(self.dtype in ("float32", "float16", "bfloat16"), "dtype")
         _ensure(self.files.keys() >= REQUIRED_FILES, "files")
         for name, digest in self.files.items():
             data_formats.ensure_name(name)
             _ensure(type(digest) is str and _HASH.fullmatch(digest), "files")
 
+    def _ensure_labels(self) -> None:
+        _ensure(len(self.labels) == (0 if self.task == EMBED else self.dimensions), "labels")
+        _ensure(len(set(self.labels)) == len(self.labels) <= MAX_LABELS, "labels")
+        for label in self.labels:
+            # Written into every result: text that has a UTF-8 form.
+            _ensure(type(label) is str and 1 <= len(label) <= MAX_LABEL_CHARS and label.isprintable(), "labels")
+
     def to_bytes(self) -> bytes:
         """Return the one text of this manifest; its SHA-256 is the model's digest."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "labels" or self.labels}
         return json.dumps(fields, indent=1, sort_keys=True).encode() + b"\n"
 
 
@@ -83,15 +101,17 @@ def parse_manifest(data: bytes) -> Manifest:
         ConfigError: not strict JSON, a key is missing, unknown or mistyped, or a value is not served.
     """
     try:
-        fields = strict_json.parse(data, max_values=1_024)
+        fields = strict_json.parse(data, max_values=1_024 + MAX_LABELS)
     except FormatError as error:
         raise ConfigError(f"{MANIFEST} is not strict json") from error
     types = {"name": str, "version": str, "task": str, "licence": str, "max_tokens": int, "dimensions": int}
     types |= {"pooling": str, "normalize": bool, "dtype": str, "files": dict}
-    _ensure(type(fields) is dict and fields.keys() == types.keys(), "keys")
+    _ensure(type(fields) is dict and fields.keys() - {"labels"} == types.keys(), "keys")
     for key, kind in types.items():
         _ensure(type(fields[key]) is kind, key)
-    return Manifest(**fields)
+    labels = fields.pop("labels", [])
+    _ensure(type(labels) is list and all(type(label) is str for label in labels), "labels")
+    return Manifest(**fields, labels=tuple(labels))
 
 
 def _ensure(holds: Any, what: str) -> None:
