@@ -1,13 +1,16 @@
 """A BERT-family encoder over packed token batches: no padding, no mask, the same bits whoever the batch mates are.
 
-Rows of one token batch lie one after another in a single (T, width) matrix, so linear layers, layer norms and
-activations never see padding. Attention runs once per group of equally long rows, which is exact without a mask.
+A token batch is cut into pieces, one for each processor at a time. Rows of a piece lie one after another in a single
+(T, width) matrix, so linear layers, layer norms and activations never see padding. Attention runs once per group of
+equally long rows, which is exact without a mask. The large matrices of a layer are made once per thread and zeroed
+after every piece: they hold what the texts say, and fresh ones would cost a page fault for every 4 KiB.
 
 Called by worker.models.embedder. May import: the standard library, numpy, torch, worker.models.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from worker.models.heads import MIN_TOKENS, unit_vectors
+from worker.models.lanes import PIECE_TOKENS, Lanes, cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,7 +43,7 @@ class Group(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A token batch laid out: shortest rows first, a filler row last where the batch is under MIN_TOKENS."""
+    """A piece laid out: shortest rows first, a filler row last where it is under MIN_TOKENS."""
 
     ids: np.ndarray[tuple[int], np.dtype[np.int32]]
     positions: np.ndarray[tuple[int], np.dtype[np.int32]]
@@ -49,7 +53,7 @@ class Packed(NamedTuple):
 
 
 def pack(rows: Sequence[Ids]) -> Packed:
-    """Lay out rows for one forward pass. Rows of length zero do not occur: every row has its special tokens."""
+    """Lay out the rows of one piece. Rows of length zero do not occur: every row has its special tokens."""
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     ordered = [rows[index] for index in order]
     groups = _groups(len(row) for row in ordered)
@@ -83,6 +87,28 @@ def _first(hidden: Tensor, groups: Sequence[Group]) -> Tensor:
     return torch.cat([hidden[group.start : group.span.stop : group.length] for group in groups])
 
 
+class Matrices:
+    """What one thread computes in, large enough for any piece.
+
+    Args:
+        tokens: rows of each matrix.
+        config: decides their widths.
+        like: a weight, for dtype and device.
+    """
+
+    def __init__(self, tokens: int, config: BertConfig, like: Tensor) -> None:
+        width = config.hidden_size
+        # Zeros, not empty: the filler's context must be a number, or its rows could slow the kernels with NaNs.
+        self.qkv, self.context, self.sum, self.inner = (
+            like.new_zeros(tokens, columns) for columns in (3 * width, width, width, config.intermediate_size)
+        )
+
+    def wipe(self, tokens: int) -> None:
+        """Zero the rows that a piece used."""
+        for matrix in (self.qkv, self.context, self.sum, self.inner):
+            matrix[:tokens].zero_()
+
+
 class BertEncoder:
     """Forward pass of a BERT-family encoder with its pooling and its head.
 
@@ -100,8 +126,9 @@ class BertEncoder:
         self._weights = weights
         self._pool = _mean if pooling == "mean" else _first
         self._head = head
+        self._lanes = Lanes()
+        self._of_thread = threading.local()
 
-    @torch.inference_mode()
     def embed(self, rows: Sequence[Ids]) -> Embeddings:
         """Run one token batch to one row per input.
 
@@ -111,6 +138,32 @@ class BertEncoder:
         Returns:
             float32 (len(rows), width of the head), in the order of the rows.
         """
+        pieces = self._cut(rows)
+        found = self._lanes.run(self._embed, [[rows[index] for index in piece] for piece in pieces])
+        embeddings = np.empty((len(rows), found[0].shape[1]), dtype=np.float32)
+        for piece, of_piece in zip(pieces, found, strict=True):
+            embeddings[piece] = of_piece
+            of_piece.fill(0)
+        return embeddings
+
+    def embed_tokens(self, rows: Sequence[Ids]) -> list[Embeddings]:
+        """Run one token batch to one row per token.
+
+        Returns:
+            float32 (T, width of the head) for each input, in the order of the rows; views of one buffer per piece.
+        """
+        pieces = self._cut(rows)
+        found = self._lanes.run(self._embed_tokens, [[rows[index] for index in piece] for piece in pieces])
+        placed = {
+            index: row for piece, of_piece in zip(pieces, found, strict=True) for index, row in zip(piece, of_piece)
+        }
+        return [placed[index] for index in range(len(rows))]
+
+    def _cut(self, rows: Sequence[Ids]) -> list[list[int]]:
+        return cut([len(row) for row in rows], lanes=self._lanes.count)
+
+    @torch.inference_mode()
+    def _embed(self, rows: Sequence[Ids]) -> Embeddings:
         packed = pack(rows)
         found = self._head(self._pool(self._encode(packed), packed.groups))
         ordered = torch.empty_like(found)
@@ -118,12 +171,7 @@ class BertEncoder:
         return ordered.cpu().numpy()
 
     @torch.inference_mode()
-    def embed_tokens(self, rows: Sequence[Ids]) -> list[Embeddings]:
-        """Run one token batch to one row per token.
-
-        Returns:
-            float32 (T, width of the head) for each input, in the order of the rows; views of one buffer.
-        """
+    def _embed_tokens(self, rows: Sequence[Ids]) -> list[Embeddings]:
         packed = pack(rows)
         found = self._head(self._encode(packed)).cpu().numpy()
         ordered = [found] * len(rows)
@@ -137,21 +185,32 @@ class BertEncoder:
         device = weights.words.device
         ids = torch.from_numpy(packed.ids).to(device)
         positions = torch.from_numpy(packed.positions).to(device)
-        hidden = self._norm(weights.words[ids] + weights.positions[positions], weights.embedding_norm)
-        for layer in weights.layers:
-            hidden = self._layer(hidden, layer, packed.groups)
+        hidden = self._norm(weights.words[ids].add_(weights.positions[positions]), weights.embedding_norm)
+        matrices = self._matrices()
+        try:
+            for layer in weights.layers:
+                hidden = self._layer(hidden, layer, packed.groups, matrices)
+        finally:
+            matrices.wipe(len(ids))
         return hidden
 
-    def _layer(self, hidden: Tensor, layer: Layer, groups: list[Group]) -> Tensor:
-        context = self._attend(functional.linear(hidden, *layer.qkv), groups)
-        hidden = self._norm(functional.linear(context, *layer.attention_output) + hidden, layer.attention_norm)
-        inner = functional.gelu(functional.linear(hidden, *layer.intermediate))
-        return self._norm(functional.linear(inner, *layer.output) + hidden, layer.output_norm)
+    def _matrices(self) -> Matrices:
+        if not hasattr(self._of_thread, "matrices"):
+            tokens = max(PIECE_TOKENS, self._config.longest)
+            self._of_thread.matrices = Matrices(tokens, self._config, self._weights.words)
+        found: Matrices = self._of_thread.matrices
+        return found
 
-    def _attend(self, qkv: Tensor, groups: list[Group]) -> Tensor:
+    def _layer(self, hidden: Tensor, layer: Layer, groups: list[Group], matrices: Matrices) -> Tensor:
+        qkv = _linear(hidden, layer.qkv, matrices.qkv)
+        context = self._attend(qkv, groups, matrices.context[: len(hidden)])
+        attended = _linear(context, layer.attention_output, matrices.sum).add_(hidden)
+        hidden = self._norm(attended, layer.attention_norm)
+        inner = torch.ops.aten.gelu_(_linear(hidden, layer.intermediate, matrices.inner))
+        return self._norm(_linear(inner, layer.output, matrices.sum).add_(hidden), layer.output_norm)
+
+    def _attend(self, qkv: Tensor, groups: list[Group], context: Tensor) -> Tensor:
         heads = self._config.num_attention_heads
-        # Zeros, not empty: the filler's context must be a number, or its rows could slow the kernels with NaNs.
-        context = torch.zeros(len(qkv), self._config.hidden_size, dtype=qkv.dtype, device=qkv.device)
         for group in groups:
             shape = (group.rows, group.length, 3, heads, -1)
             query, key, value = qkv[group.span].view(shape).permute(2, 0, 3, 1, 4)
@@ -161,3 +220,8 @@ class BertEncoder:
 
     def _norm(self, hidden: Tensor, norm: Affine) -> Tensor:
         return functional.layer_norm(hidden, norm.weight.shape, norm.weight, norm.bias, self._config.layer_norm_eps)
+
+
+def _linear(rows: Tensor, affine: Affine, into: Tensor) -> Tensor:
+    """Compute a linear layer into the first rows of a matrix; the same bits as torch.nn.functional.linear."""
+    return torch.addmm(affine.bias, rows, affine.weight.t(), out=into[: len(rows)])
