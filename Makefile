@@ -84,9 +84,7 @@ type: $(STAMP) ## Check types
 	@$(BIN)/mypy
 
 bench: models ## Measure inference, the enclave and the queues against their peers on this machine
-	@$(BIN)/python -m bench.inference
-	@$(BIN)/python -m bench.enclave
-	@$(BIN)/python -m bench.queues
+	@$(BIN)/python -m bench --out bench/results
 
 all: lint type test ## Everything that must pass before a change lands
 

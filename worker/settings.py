@@ -163,7 +163,7 @@ class EngineSettings:
     device: str = "cpu"
     #: auto, bf16 or fp32; auto is bf16 where the device has it natively.
     dtype: str = "auto"
-    #: Threads of a CPU forward; 0 leaves torch's default.
+    #: Threads of a CPU forward, each with a piece of the token batch to itself; 0 leaves torch's default.
     threads: int = 0
     #: Tokens of one forward pass.
     max_batch_tokens: int = 4_096

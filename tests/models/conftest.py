@@ -13,7 +13,7 @@ from worker.models import registry
 from worker.models.base import Model
 from worker.models.fetch_minilm import fetch
 
-#: Bits are promised for one number of threads. With two, small matrices take kernels of other sums, so two it is.
+#: Two lanes, so that batches are cut whatever machine this is.
 THREADS: Final = 2
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -72,6 +74,19 @@ def test_minilm_gives_the_same_bits_in_any_company(minilm: Model, texts: list[st
 def test_the_tiny_model_gives_the_same_bits_in_any_company(tiny: Model, texts: list[str]) -> None:
     """The same holds for another width, and over many more compositions."""
     ensure_independent(tiny, rows_of(tiny, texts), compositions=150)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_leaves_the_bits_as_they_are(
+    minilm_folder: Path, minilm: Model, texts: list[str], threads: int
+) -> None:
+    """Two hosts with one model give one answer, whatever processors they have."""
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as starter:
+        other = starter.submit(registry.load, minilm_folder, device="cpu", dtype="fp32").result()
+    rows = rows_of(minilm, texts)
+    outputs = [model.forward(rows) for model in (minilm, other.find("all-minilm-l6-v2"))]
+    assert np.array_equal(*map(np.asarray, outputs))
 
 
 def ensure_independent(model: Model, rows: list[Ids], *, compositions: int) -> None:

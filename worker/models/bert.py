@@ -11,6 +11,7 @@ Called by worker.models.embedder. May import: the standard library, numpy, torch
 from __future__ import annotations
 
 import threading
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -154,9 +155,7 @@ class BertEncoder:
         """
         pieces = self._cut(rows)
         found = self._lanes.run(self._embed_tokens, [[rows[index] for index in piece] for piece in pieces])
-        placed = {
-            index: row for piece, of_piece in zip(pieces, found, strict=True) for index, row in zip(piece, of_piece)
-        }
+        placed = dict(zip(chain(*pieces), chain(*found), strict=True))
         return [placed[index] for index in range(len(rows))]
 
     def _cut(self, rows: Sequence[Ids]) -> list[list[int]]:
