@@ -51,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def picture(found: Mapping[str, Any]) -> str:
     """Return the SVG of one run's figures."""
     rates = found["rates"]
+    ours = rates["model alone, peers' texts"]
     peers = [
-        Bar("mrgc, packed", rates["mrgc texts"], f"{rates['mrgc texts']:.0f}", is_ours=True),
+        Bar("mrgc, packed", ours, f"{ours:.0f}", is_ours=True),
         *(
             Bar(label, rates[name], f"{rates[name]:.0f}  (mrgc {found[ratio]:.2f}x)", is_ours=False)
             for label, name, ratio in (

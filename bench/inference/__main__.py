@@ -4,9 +4,10 @@ Real texts (docstrings of the standard library), all-MiniLM-L6-v2, two questions
 sentence-transformers and beside the matrix products of this machine? And how much of that rate is left on the whole
 path, with queue, enclave, sealing and storing, and every process of the service on the same cores?
 
-All contenders take turns within one run; a ratio is taken within a round, and its median over the rounds is reported.
-What they compute is held against sentence-transformers in float32, text by text. With --json the last line of standard
-output is one object; --out writes it to a file as well. May import: everything.
+All contenders take turns within one run, each framed by the model itself, on half of the same texts before and on half
+after it; a ratio is taken within a turn, and its median over the rounds is reported. What they compute is held against
+sentence-transformers in float32, text by text. With --json the last line of standard output is one object; --out writes
+it to a file as well. May import: everything.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Contenders take turns, round after round, in an order that rotates; nothing is compared across rounds.
+"""Contenders take turns, each framed by the model itself: half of the same texts just before it, half just after.
 
-A neighbour's load then hits all alike. Pure but for the clock that it is given. May import: the standard library.
+A machine is shared, and its load changes within a minute. So nothing is compared across turns: a ratio is that of a
+turn to its own frame, and the median over the rounds is reported. The order rotates. Pure but for the clock that it is
+given. May import: the standard library.
 """
 
 from __future__ import annotations
@@ -8,11 +10,26 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-#: One turn of a contender; returns its rate in units of its own.
-Turn = Callable[[], float]
-#: Rates of each contender, one per round.
-Rates = Mapping[str, list[float]]
+
+class Measured(NamedTuple):
+    """One turn."""
+
+    #: Of the contender.
+    rate: float
+    #: Of the model in the same unit, before and after the turn.
+    model: float
+
+    @property
+    def ratio(self) -> float:
+        """What part of the model's rate the contender has."""
+        return self.rate / self.model
+
+
+Turn = Callable[[], Measured]
+#: Turns of each contender, one per round.
+Rounds = Mapping[str, list[Measured]]
 
 
 class Budget:
@@ -43,37 +60,32 @@ class Budget:
         self._longest_s = max(self._longest_s, round_s)
 
 
-def take_turns(turns: Mapping[str, Turn], rounds: int, budget: Budget, tell: Callable[[str], None]) -> Rates:
+def take_turns(turns: Mapping[str, Turn], rounds: int, budget: Budget, tell: Callable[[str], None]) -> Rounds:
     """Measure every contender once a round.
 
     Args:
         turns: by the contender's name.
         rounds: how many, at most.
         budget: ends them earlier.
-        tell: is told of every measured turn.
+        tell: is told of every turn.
 
     Returns:
-        At least one rate of each, as many of all.
+        At least one turn of each, as many of all.
     """
-    rates: dict[str, list[float]] = {name: [] for name in turns}
+    measured: dict[str, list[Measured]] = {name: [] for name in turns}
     names = list(turns)
     for number in range(rounds):
         if number and not budget.allows_another():
             break
         began_s = budget.elapsed_s
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            rates[name].append(turns[name]())
-            tell(f"round {number + 1}/{rounds}  {name:34} {rates[name][-1]:10.1f}")
+            turn = turns[name]()
+            measured[name].append(turn)
+            tell(f"round {number + 1}/{rounds}  {name:34} {turn.rate:8.1f}  model {turn.model:8.1f}")
         budget.spent(budget.elapsed_s - began_s)
-    return rates
+    return measured
 
 
-def ratio(rates: Rates, name: str, peer: str) -> float:
-    """Return the median over the rounds of one contender's rate by another's in the same round."""
-    return statistics.median(mine / theirs for mine, theirs in zip(rates[name], rates[peer], strict=True))
-
-
-def spread(rates: Rates, name: str, peer: str) -> tuple[float, float]:
-    """Return the least and the greatest of those ratios."""
-    found = [mine / theirs for mine, theirs in zip(rates[name], rates[peer], strict=True)]
-    return min(found), max(found)
+def rate(turns: list[Measured]) -> float:
+    """Return the median rate of a contender."""
+    return statistics.median(turn.rate for turn in turns)
