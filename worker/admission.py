@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from mrgc.errors import BodyMissing, ExpiredError, MrgcError, NotAdmitted, ResultTooLarge, TooLargeError
-from mrgc.wire import sealed
 from mrgc.wire.headers import JobHeader
+from mrgc.wire.job_forms import JobForms
 from worker.job import Job
 from worker.registry import Tenant, bucket_of
 from worker.settings import MAX_OVERHEAD_BYTES
@@ -56,19 +56,20 @@ class Refused(Exception):
         self.object_url = object_url
 
 
-@dataclass(frozen=True, slots=True)
 class Admission:
-    """The rules of one deployment.
+    """The rules of one deployment. Threads may share one.
 
-    Attributes:
+    Args:
         results_url: default prefix of result objects.
         max_body_bytes: the deployment's cap.
         max_cost_bytes: the batch budget, which no expected answer exceeds.
     """
 
-    results_url: str
-    max_body_bytes: int
-    max_cost_bytes: int
+    def __init__(self, results_url: str, max_body_bytes: int, max_cost_bytes: int) -> None:
+        self._results_url = results_url
+        self._max_body_bytes = max_body_bytes
+        self._max_cost_bytes = max_cost_bytes
+        self._forms = JobForms(max_body_bytes)
 
     def ensure_claim(self, check: ClaimCheck, tenant: Tenant | None) -> None:
         """Check a claim check before anything is fetched.
@@ -79,9 +80,9 @@ class Admission:
         if tenant is None:
             raise Refused(NotAdmitted("tenant has no registry entry"))
         bucket = bucket_of(check.url)
-        if bucket is None or bucket not in tenant.claim_buckets | {bucket_of(tenant.results or self.results_url)}:
+        if bucket is None or bucket not in tenant.claim_buckets | {bucket_of(tenant.results or self._results_url)}:
             raise Refused(BodyMissing("claim check names a bucket outside the tenant's registry entry"))
-        if check.bytes > self.max_body_bytes + MAX_OVERHEAD_BYTES:
+        if check.bytes > self._max_body_bytes + MAX_OVERHEAD_BYTES:
             raise Refused(TooLargeError("claim check names an object over the cap"))
 
     def ensure_body(self, body: bytes, check: ClaimCheck) -> None:
@@ -112,14 +113,14 @@ class Admission:
         if tenant is None:
             raise Refused(NotAdmitted("tenant has no registry entry"))
         try:
-            parsed = sealed.parse_job(body, max_body_bytes=self.max_body_bytes)
+            parsed = self._forms.parse_sealed(body)
             header = parsed.header
             if header.tenant != tenant.name:
                 # No hint: the name would lie among another tenant's results.
                 raise NotAdmitted("job names another tenant than its queue's")
         except MrgcError as error:
             raise Refused(error) from error
-        prefix = tenant.results or self.results_url
+        prefix = tenant.results or self._results_url
         name = f"{tenant.name}/{header.job.hex()}/{parsed.request.hex()}"
         try:
             _ensure_entry_allows(header, tenant)
@@ -147,7 +148,7 @@ class Admission:
         if header.items * model.dimensions * NUMBER_BYTES > capacity.max_result_bytes:
             raise ResultTooLarge("items and dimensions alone exceed the result cap")
         expected = header.items * model.dimensions * JSON_NUMBER_BYTES + RESULT_OVERHEAD_BYTES
-        return min(expected, capacity.max_result_bytes + MAX_OVERHEAD_BYTES, self.max_cost_bytes)
+        return min(expected, capacity.max_result_bytes + MAX_OVERHEAD_BYTES, self._max_cost_bytes)
 
 
 def _ensure_entry_allows(header: JobHeader, tenant: Tenant) -> None:

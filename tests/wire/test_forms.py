@@ -13,10 +13,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mrgc.errors import AuthenticationError, FormatError, MrgcError
+from mrgc.errors import AuthenticationError, FormatError, MrgcError, TooLargeError
 from mrgc.wire import job_forms, sealed
 from mrgc.wire.aad_template import read_uint
-from mrgc.wire.job_forms import MAX_CUTS, MAX_FORMS, MAX_TIMES, JobForms, open_formed
+from mrgc.wire.job_forms import MAX_CUTS, MAX_TIMES, JobForms, open_formed
 from mrgc.wire.result_forms import ResultForm
 from mrgc.wire.sealed import PREFIX, JobDraft, ResultDraft
 from mrgc.wire.strict_cbor import encode
@@ -41,7 +41,9 @@ def outcome(forms: JobForms | None, data: bytes) -> Any:
             header = job.header
             own = (header.job, header.salt, header.commit, header.created, header.expires, job.body_bytes)
             return own, job.aad, bytes(job.ciphertext), job.request, header.edk, header.context, header.floor
-        formed = forms.parse_job(data)
+        formed, whole = forms.parse_job(data), forms.parse_sealed(data)
+        assert (whole.header, whole.aad, whole.request) == (sealed.parse_job(data).header, formed.aad, formed.request)
+        assert whole.ciphertext == formed.ciphertext
     except FormatError as error:
         return type(error)
     cut, first = formed.cut, formed.cut.form.first
@@ -222,13 +224,33 @@ def test_a_form_that_the_lookup_cannot_tell_apart_is_read_in_full() -> None:
             assert outcome(forms, data) == outcome(None, data)
 
 
-def test_what_is_remembered_is_bounded() -> None:
-    """However many forms and times pass by, a bounded number is kept, and all are read rightly."""
-    forms = JobForms()
-    for number in range(MAX_FORMS + 10):
-        data = job_of(edk=hashlib.sha512(number.to_bytes(2, "big")).digest() * 3)
-        assert outcome(forms, data) == outcome(None, data)
-    assert len(forms._forms) <= MAX_FORMS
+def test_a_reader_with_a_cap_of_its_own_refuses_what_is_over_it() -> None:
+    """A body over the cap is too large, whether its form is known or not, and one at the cap is read."""
+    forms = JobForms(max_body_bytes=3)
+    for _ in range(2):
+        assert forms.parse_sealed(job_of(b"two")).body_bytes == 3
+        with pytest.raises(TooLargeError):
+            forms.parse_sealed(job_of(b"four"))
+
+
+def test_the_forms_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many forms pass by, a bounded number and a bounded number of bytes is kept, and all are read rightly."""
+    jobs = [job_of(edk=hashlib.sha512(bytes([number])).digest() * 3) for number in range(60)]
+    aad_bytes = len(sealed.parse_job(jobs[0]).aad)
+    for bound, value, kept in (("MAX_FORMS", 50, 50), ("MAX_FORMS_BYTES", 40 * aad_bytes, 40)):
+        with monkeypatch.context() as patched:
+            patched.setattr(job_forms, bound, value)
+            forms = JobForms()
+            sizes = []
+            for data in jobs:
+                assert outcome(forms, data) == outcome(None, data)
+                sizes.append(len(forms._forms))
+        assert max(sizes) == kept
+        assert sizes[-1] == len(jobs) - kept
+
+
+def test_what_is_remembered_of_jobs_is_bounded() -> None:
+    """However many times and jobs pass by, a bounded number is kept, and all are read rightly."""
     usual = seen()
     for number in range(MAX_TIMES + 10):
         usual.parse_job(job_of(created=make.NOW + number, expires=make.NOW + number + 1))

@@ -13,7 +13,8 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mrgc.errors import EnclaveBusy, FormatError, InputTooLong, ModelError, MrgcError, PayloadError, ResultTooLarge
-from mrgc.wire import frames, sealed
+from mrgc.wire import frames
+from mrgc.wire.job_forms import JobForms
 from worker.engine import payload
 from worker.engine.jobs import Job, Row
 from worker.models.token_ids import read_ids
@@ -56,6 +57,7 @@ class Opener:
         self.client = client
         self._registry = registry
         self._max_body_bytes = max_body_bytes
+        self._forms = JobForms(max_body_bytes)
 
     def open(self, batch: Batch) -> dict[Model, list[Row]]:
         """Open a batch: fill `batch.jobs` and `batch.pending_rows`.
@@ -80,7 +82,7 @@ class Opener:
 
     def _parse(self, blob: memoryview) -> Job | MrgcError:
         try:
-            return Job(blob, sealed.parse_job(blob, max_body_bytes=self._max_body_bytes))
+            return Job(blob, self._forms.parse_sealed(blob))
         except FormatError as error:
             return error
 
