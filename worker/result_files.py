@@ -1,25 +1,28 @@
 """Result objects in a directory: whole or absent, created once, on the disk before anybody hears of them.
 
-An object is written and flushed under a temporary name, then linked to its own, which fails if there is one already.
-So whoever finds an object finds all of its bytes, after a loss of power too. Many are flushed side by side, because a
-file system commits together what waits together.
+An object is written under a temporary name. Once its bytes are on the disk it is linked to its own, which fails if
+there is one already. So whoever finds an object finds all of its bytes, after a loss of power too. What came together
+goes to the disk together: two syncfs(2) for all files of a batch, where fsync would be called twice for each. They also
+wait for what others write to that file system, so docs/operations.md wants one for the results.
 
 May import: the standard library, mrgc.wire. Called by worker.object_store, in a thread.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import re
 import secrets
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final, NamedTuple
 
 from mrgc.wire.strict_cbor import Buffer
 
-#: Files that are flushed at the same time.
-WRITERS: Final = 16
+#: syncfs(2), VERSIONS: before it, a failed write was not reported.
+LEAST_LINUX: Final = (5, 8)
 _NEW: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 
 
@@ -34,7 +37,9 @@ class ResultFiles:
     """Creates files; threads may share one."""
 
     def __init__(self) -> None:
-        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="files")
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        major, minor = re.findall("[0-9]+", os.uname().release)[:2]
+        self._is_supported = (int(major), int(minor)) >= LEAST_LINUX
 
     def create(self, files: Sequence[NewFile]) -> list[OSError | None]:
         """Create files that do not exist; what exists stays as it is. Blocks.
@@ -42,27 +47,45 @@ class ResultFiles:
         Returns:
             For each file, in order: None when one of that name is safely on the disk, or why that is not certain.
         """
-        shares = [files[start::WRITERS] for start in range(min(WRITERS, len(files)))]
-        outcomes: list[OSError | None] = [None] * len(files)
-        for start, share in enumerate(self._writers.map(_create_share, shares)):
-            outcomes[start::WRITERS] = share
+        if not self._is_supported:
+            return [OSError(errno.ENOSYS, "results in a directory need Linux 5.8") for _ in files]
+        batch = secrets.token_hex(8)
+        creations = [_Creation(file, f".{batch}{number}") for number, file in enumerate(files)]
         try:
-            for directory in _shared_directories(files):
-                _flush(directory)
-        except OSError as error:
-            return [error] * len(files)
-        return outcomes
+            for step in (_Creation.write, _Creation.name):
+                for creation in creations:
+                    creation.take(step)
+                self._flush(creations)
+        finally:
+            for creation in creations:
+                creation.clean_up()
+        return [creation.error for creation in creations]
+
+    def _flush(self, creations: Sequence[_Creation]) -> None:
+        """Wait until the disks have everything; an error concerns every file on its disk."""
+        disks: dict[int, list[_Creation]] = {}
+        for creation in creations:
+            if creation.error is None:
+                disks.setdefault(creation.device, []).append(creation)
+        for on_disk in disks.values():
+            # The first to be opened: a descriptor reports the errors since it was opened.
+            if self._libc.syncfs(on_disk[0].descriptor):
+                number = ctypes.get_errno()
+                for creation in on_disk:
+                    creation.error = OSError(number, os.strerror(number))
 
 
 class _Creation:
     """One file on its way. The steps are taken in the order of the methods, and none after one that failed."""
 
-    def __init__(self, file: NewFile) -> None:
+    def __init__(self, file: NewFile, temporary: str) -> None:
         self.error: OSError | None = None
+        self.descriptor = -1
+        #: Of the file system.
+        self.device = 0
         self._path, self._body = file
         self._directory = os.path.dirname(self._path)
-        self._temporary = f"{self._directory}/.{secrets.token_hex(8)}"
-        self._descriptor = -1
+        self._temporary = f"{self._directory}/{temporary}"
 
     def take(self, step: Callable[[_Creation], None]) -> None:
         if self.error is None:
@@ -78,13 +101,11 @@ class _Creation:
             pass
         except FileNotFoundError:
             os.makedirs(self._directory, exist_ok=True)
-        self._descriptor = os.open(self._temporary, _NEW, 0o644)
+        self.descriptor = os.open(self._temporary, _NEW, 0o644)
+        self.device = os.fstat(self.descriptor).st_dev
         left = memoryview(self._body)
         while left:
-            left = left[os.write(self._descriptor, left) :]
-
-    def flush(self) -> None:
-        os.fsync(self._descriptor)
+            left = left[os.write(self.descriptor, left) :]
 
     def name(self) -> None:
         with suppress(FileExistsError):
@@ -92,36 +113,7 @@ class _Creation:
 
     def clean_up(self) -> None:
         """Drop what is not needed any more; always taken."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
             with suppress(OSError):
                 os.unlink(self._temporary)
-
-    def flush_directory(self) -> None:
-        _flush(self._directory)
-
-
-def _create_share(files: Sequence[NewFile]) -> list[OSError | None]:
-    """Take each step for all files before the next one, so that a flush finds the bytes of all on their way."""
-    creations = [_Creation(file) for file in files]
-    for step in (_Creation.write, _Creation.flush, _Creation.name):
-        for creation in creations:
-            creation.take(step)
-    for creation in creations:
-        creation.clean_up()
-        creation.take(_Creation.flush_directory)
-    return [creation.error for creation in creations]
-
-
-def _shared_directories(files: Sequence[NewFile]) -> set[str]:
-    """Return what lies above the files' own directories (docs/spec.md §4): those of the tenants, and of all of them."""
-    tenants = {os.path.dirname(os.path.dirname(file.path)) for file in files}
-    return tenants | {os.path.dirname(tenant) for tenant in tenants}
-
-
-def _flush(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

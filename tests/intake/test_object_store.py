@@ -13,6 +13,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from mrgc.errors import BodyMissing, StoreUnavailable
+from worker import result_files
 from worker.object_store import NewObject, ObjectStore
 
 
@@ -184,3 +185,11 @@ def test_one_file_that_cannot_be_stored_fails_alone(tmp_path: Path) -> None:
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert found == {*names, "acme/broken"} - {names[1]}
     assert all((tmp_path / name).read_bytes() == name.encode() for name in found - {"acme/broken"})
+
+
+def test_a_system_that_hides_failed_writes_stores_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where syncfs(2) tells no errors, a result in a directory is never said to be stored."""
+    monkeypatch.setattr(result_files, "LEAST_LINUX", (99, 0))
+    with pytest.raises(StoreUnavailable):
+        create(ObjectStore(), f"file://{tmp_path}/acme/job/request.mrgc", b"result")
+    assert not list(tmp_path.rglob("*"))
