@@ -161,8 +161,12 @@ class RedisStreams:
         Not in a transaction: a server out of memory refuses all of MULTI, and could then never be drained. An entry is
         gone with its XDEL; if the connection ends before its XACK, a recovery clears the pending record.
         """
+        now_s = self._clock()
         with mapped_errors(), self._client.pipeline(transaction=False) as pipe:
             for tenant, group in _by_tenant(leases).items():
+                # Another host can have counted a death only since our lease lapsed.
+                if counted := [each.message_id for each in group if each.deaths or each.deadline_s <= now_s]:
+                    pipe.hdel(deaths_hash(tenant), *counted)
                 self._remove(pipe, tenant, [lease.message_id for lease in group])
             pipe.execute()
 
@@ -192,6 +196,7 @@ class RedisStreams:
             letter |= {"reason": reason, "attempts": lease.deaths, "source": lease.message_id}
             with self._client.pipeline(transaction=True) as pipe:
                 pipe.xadd(dead_stream(lease.tenant), letter)
+                pipe.hdel(deaths_hash(lease.tenant), lease.message_id)
                 self._remove(pipe, lease.tenant, [lease.message_id])
                 pipe.execute()
         return True
@@ -312,7 +317,6 @@ class RedisStreams:
 
     @staticmethod
     def _remove(pipe: Any, tenant: str, ids: list[str]) -> None:
-        pipe.hdel(deaths_hash(tenant), *ids)
         pipe.xdel(queue_stream(tenant), *ids)
         pipe.xack(queue_stream(tenant), GROUP, *ids)
 
