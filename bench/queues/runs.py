@@ -39,6 +39,9 @@ class Queue(Protocol):
     def is_drained(self) -> bool:
         """Return whether every job was acknowledged."""
 
+    def calls(self) -> int:
+        """Return how many requests a consumer has sent since the last `fill`, where they are counted; else 0."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
@@ -46,14 +49,14 @@ class Arrangement:
 
     Attributes:
         name: for the table.
-        part: its worker process; MRGC_RESULTS_URL is set anew for every run.
+        parts: its worker processes; MRGC_RESULTS_URL is set anew for every run.
         queue: holds `warm` and `full` under the labels of the same names.
         warm: jobs that are served before the clock starts.
         full: jobs that are measured, each with its tenant.
     """
 
     name: str
-    part: Part
+    parts: Sequence[Part]
     queue: Queue
     warm: Sequence[bytes]
     full: Sequence[tuple[Tenant, bytes]]
@@ -64,8 +67,10 @@ class Run:
     """What one run measured."""
 
     jobs_per_s: float
-    #: Processor time by process, microseconds per job.
+    #: Processor time, microseconds per job: of each process that every arrangement uses, and of the `worker`s.
     cpu_us: Mapping[str, float]
+    #: What `Queue.calls` says.
+    calls_per_job: float
 
 
 def run(arrangement: Arrangement, directory: Path, shared: Mapping[str, int]) -> Run:
@@ -81,26 +86,35 @@ def run(arrangement: Arrangement, directory: Path, shared: Mapping[str, int]) ->
     """
     results = directory / "results"
     results.mkdir(parents=True)
-    part = replace(arrangement.part, env={**arrangement.part.env, "MRGC_RESULTS_URL": f"file://{results}/"})
     supervisor = Supervisor(directory, cwd=REPOSITORY)
     try:
-        supervisor.start(part)
-        supervisor.wait_ready(part.name, deadline_s=START_S, stopping=threading.Event())
+        pids = {**shared, **start(supervisor, arrangement, results)}
         arrangement.queue.fill(WARM)
         _wait_drained(arrangement, directory)
-        pids = {**shared, **json.loads((directory / "pids.json").read_text())}
         before = _cpu_s(pids)
+        began_s = time.perf_counter()
         arrangement.queue.fill(FULL)
-        filled_s = time.perf_counter()
         _wait_drained(arrangement, directory)
-        took_s = time.perf_counter() - filled_s
-        after = _cpu_s(pids)
+        took_s = time.perf_counter() - began_s
+        after, calls = _cpu_s(pids), arrangement.queue.calls()
     finally:
         supervisor.stop()
     _ensure_served(arrangement, directory)
     shutil.rmtree(directory)
     jobs = len(arrangement.full)
-    return Run(jobs / took_s, {name: (after[name] - before[name]) / jobs * 1e6 for name in pids})
+    spent_us = {name: (after[name] - before[name]) / jobs * 1e6 for name in pids}
+    workers_us = sum(spent_us[part.name] for part in arrangement.parts)
+    return Run(jobs / took_s, {name: spent_us[name] for name in shared} | {"worker": workers_us}, calls / jobs)
+
+
+def start(supervisor: Supervisor, arrangement: Arrangement, results: Path) -> dict[str, int]:
+    """Start an arrangement's workers, which put results into a directory, and return their pids by name."""
+    for part in arrangement.parts:
+        supervisor.start(replace(part, env={**part.env, "MRGC_RESULTS_URL": f"file://{results}/"}))
+    names = [part.name for part in arrangement.parts]
+    supervisor.wait_ready(*names, deadline_s=START_S, stopping=threading.Event())
+    pids: dict[str, int] = json.loads((results.parent / "pids.json").read_text())
+    return pids
 
 
 def _wait_drained(arrangement: Arrangement, directory: Path) -> None:
@@ -129,5 +143,5 @@ def _ensure_served(arrangement: Arrangement, directory: Path) -> None:
 
 
 def _log(arrangement: Arrangement, directory: Path) -> str:
-    """Return the end of the worker's log."""
-    return (directory / "logs" / f"{arrangement.part.name}.log").read_text()[-4_000:]
+    """Return the end of the workers' logs."""
+    return "\n".join((directory / "logs" / f"{part.name}.log").read_text()[-4_000:] for part in arrangement.parts)

@@ -43,15 +43,15 @@ class Tenant(NamedTuple):
     def __repr__(self) -> str:
         return f"Tenant({self.name})"
 
-    def seal(self) -> bytes:
-        """Seal one job of one text."""
+    def seal(self, *, body_bytes: int = BODY_BYTES) -> bytes:
+        """Seal one job of one text, with a body of so many bytes."""
         now = int(time.time())
         context = {"mrgc:tenant": self.name, "mrgc:use": "job"}
         job, expires = secrets.token_bytes(16), now + LIFETIME_S
         draft = JobDraft(
             self.name, job, self.key_arn, self.edk, context, NAME, JSON_TYPE, items=1, created=now, expires=expires
         )
-        return seal_job(draft, _payload(), data_key=self.data_key)
+        return seal_job(draft, _payload(body_bytes), data_key=self.data_key)
 
     def ensure_answers(self, result: bytes, job: bytes) -> None:
         """Check that a stored result is the answer to a job.
@@ -93,7 +93,7 @@ def result_name(job: bytes) -> str:
     return f"{parsed.header.tenant}/{parsed.header.job.hex()}/{parsed.request.hex()}.mrgc"
 
 
-def _payload() -> bytes:
+def _payload(body_bytes: int) -> bytes:
     frame = {"inputs": [""]}
-    text = base64.b64encode(os.urandom(BODY_BYTES)).decode()[: BODY_BYTES - len(json.dumps(frame))]
+    text = base64.b64encode(os.urandom(body_bytes)).decode()[: body_bytes - len(json.dumps(frame))]
     return json.dumps({"inputs": [text]}).encode()
