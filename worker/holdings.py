@@ -83,6 +83,8 @@ class Holdings:
                     _, size_bytes, since_s = self._held.pop(lease.key)
                     self._bytes -= size_bytes
                     self._tenants[lease.tenant] -= 1
+                    if not self._tenants[lease.tenant]:
+                        del self._tenants[lease.tenant]
                     held_s.append(now_s - since_s)
             if held_s:
                 self._changed.notify_all()
@@ -108,11 +110,16 @@ class Holdings:
             quotas: the most jobs to hold, by tenant that may be received from.
             max_jobs: a lower bound on jobs than the table's own.
         """
+        # Asked before every receive, and there may be thousands of tenants: only those that hold something are counted.
+        tenants = dict(quotas)
         with self._changed:
+            for tenant, count in self._tenants.items():
+                if tenant in tenants:
+                    tenants[tenant] = max(0, tenants[tenant] - count)
             return Budget(
                 jobs=max(0, min(self._max_jobs, max_jobs) - len(self._held)),
                 bytes=max(0, self._max_bytes - self._bytes),
-                tenants={tenant: max(0, quota - self._tenants[tenant]) for tenant, quota in quotas.items()},
+                tenants=tenants,
             )
 
     def wait_change(self, timeout_s: float) -> None:

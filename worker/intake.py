@@ -159,9 +159,9 @@ class Intake:
         gate = self._outages.gate()
         probing = self._settings.max_batch_jobs if gate.is_probing else self._settings.max_inflight_jobs
         is_open = gate.is_open and self._engines.can_serve and not self._draining
-        tenants = self._registry.tenants.values() if is_open else ()
-        closed = gate.closed_tenants
-        quotas = {tenant.name: 0 if tenant.name in closed else tenant.max_inflight_jobs for tenant in tenants}
+        quotas = self._registry.quotas if is_open else {}
+        if gate.closed_tenants:
+            quotas = {tenant: 0 if tenant in gate.closed_tenants else quota for tenant, quota in quotas.items()}
         return self._holdings.budget(quotas, max_jobs=probing if any(quotas.values()) else 0)
 
     def _take(self, leases: Sequence[Lease]) -> None:

@@ -72,11 +72,17 @@ class Registry:
         self._lock = threading.Lock()
         self._stamp = self._read_stamp()
         self._tenants = self._load()
+        self._quotas = _quotas(self._tenants)
 
     @property
     def tenants(self) -> Mapping[str, Tenant]:
         """All entries by tenant."""
         return self._tenants
+
+    @property
+    def quotas(self) -> Mapping[str, int]:
+        """The most jobs to hold at once, by tenant."""
+        return self._quotas
 
     def get(self, tenant: str) -> Tenant | None:
         """Return one tenant's entry."""
@@ -97,6 +103,7 @@ class Registry:
                 return False
             self._stamp = stamp
             self._tenants = self._load()
+            self._quotas = _quotas(self._tenants)
             return True
 
     def _read_stamp(self) -> tuple[int, int, int] | None:
@@ -132,6 +139,10 @@ def parse_registry(text: str) -> Mapping[str, Tenant]:
     if document or not isinstance(tables, dict):
         raise ConfigError("registry has a key other than [tenants.*]")
     return {name: _parse_tenant(name, table) for name, table in tables.items()}
+
+
+def _quotas(tenants: Mapping[str, Tenant]) -> Mapping[str, int]:
+    return {name: tenant.max_inflight_jobs for name, tenant in tenants.items()}
 
 
 def bucket_of(url: str) -> str | None:

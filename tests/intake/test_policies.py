@@ -11,7 +11,7 @@ from worker.backoff import Backoff
 from worker.holdings import Holdings
 from worker.outages import LONGEST_PAUSE_S, Outages
 from worker.sources.base import Budget, Lease
-from worker.sources.receive_plan import ReceivePlan
+from worker.sources.receive_plan import BUSY_SHARE, ReceivePlan
 from worker.suspects import Suspects
 
 MESSAGE_BYTES = 1_000
@@ -25,11 +25,13 @@ MESSAGE_BYTES = 1_000
 def test_a_receive_never_asks_for_more_than_the_budget(jobs: int, budget_bytes: int, quotas: list[int]) -> None:
     """The sum of the shares fits jobs, bytes and every quota, and somebody is asked whenever there is room."""
     tenants = {f"t{index}": quota for index, quota in enumerate(quotas)}
-    shares = ReceivePlan(max_message_bytes=MESSAGE_BYTES).next(Budget(jobs, budget_bytes, tenants), list(tenants))
-    asked = {tenant: count for count, names in shares.items() for tenant in names}
-    assert sum(asked.values()) <= min(jobs, budget_bytes // MESSAGE_BYTES)
-    assert all(1 <= count <= tenants[tenant] for tenant, count in asked.items())
-    assert bool(asked) == bool(quotas and jobs and budget_bytes >= MESSAGE_BYTES)
+    plan = ReceivePlan(max_message_bytes=MESSAGE_BYTES)
+    plan.learn(1, {tenant: index % 3 for index, tenant in enumerate(tenants)})
+    shares = [plan.next(Budget(jobs, budget_bytes, tenants), list(tenants)) for _ in range(2)]
+    for asked in ({tenant: count for count, names in each.items() for tenant in names} for each in shares):
+        assert sum(asked.values()) <= min(jobs, budget_bytes // MESSAGE_BYTES)
+        assert all(1 <= count <= tenants[tenant] for tenant, count in asked.items())
+        assert bool(asked) == bool(quotas and jobs and budget_bytes >= MESSAGE_BYTES)
 
 
 @given(tenants=st.integers(1, 50), room=st.integers(1, 50))
@@ -41,6 +43,44 @@ def test_every_tenant_is_asked_in_turn(tenants: int, room: int) -> None:
     rounds = -(-tenants // room) + 1
     asked = {tenant for _ in range(rounds) for group in plan.next(budget, names).values() for tenant in group}
     assert asked == set(names)
+
+
+@given(tenants=st.integers(1, 30), room=st.integers(1, 100), data=st.data())
+def test_nobody_is_forgotten_whoever_is_busy(tenants: int, room: int, data: st.DataObject) -> None:
+    """While some give all that they are asked for and others nothing, and they change, everybody is asked in time."""
+    names = [f"t{index}" for index in range(tenants)]
+    budget = Budget(room, room * MESSAGE_BYTES, dict.fromkeys(names, 100))
+    plan = ReceivePlan(max_message_bytes=MESSAGE_BYTES)
+    unasked = set(names)
+    for _ in range(4 * tenants + 4):
+        busy = data.draw(st.sets(st.sampled_from(names)))
+        for count, group in plan.next(budget, names).items():
+            unasked.difference_update(group)
+            plan.learn(count, {tenant: count if tenant in busy else 0 for tenant in group})
+    assert not unasked
+
+
+def test_a_busy_tenant_among_a_thousand_has_half_of_the_room() -> None:
+    """One long queue beside 999 empty ones is read by hundreds, and the others are still looked at."""
+    names = [f"t{index}" for index in range(1_000)]
+    budget = Budget(1_024, 1_024 * MESSAGE_BYTES, dict.fromkeys(names, 4_096))
+    plan = ReceivePlan(max_message_bytes=MESSAGE_BYTES)
+    for count, group in plan.next(budget, names).items():
+        plan.learn(count, {tenant: count if tenant == "t7" else 0 for tenant in group})
+    shares = plan.next(budget, names)
+    assert shares[512] == ["t7"]
+    assert len(shares[1]) == 512
+
+
+def test_a_thousand_busy_tenants_take_turns_with_shares_of_some_size() -> None:
+    """Each is asked for sixteen at a time, and all have been asked after as many receives as that takes."""
+    names = [f"t{index}" for index in range(1_000)]
+    budget = Budget(1_024, 1_024 * MESSAGE_BYTES, dict.fromkeys(names, 4_096))
+    plan = ReceivePlan(max_message_bytes=MESSAGE_BYTES)
+    plan.learn(1, dict.fromkeys(names, 1))
+    shares = [plan.next(budget, names) for _ in range(16)]
+    assert all(each.keys() == {BUSY_SHARE} for each in shares)
+    assert {tenant for each in shares for tenant in each[BUSY_SHARE]} == set(names)
 
 
 @given(jitter=st.floats(0, 1, exclude_max=True), failures=st.integers(1, 5_000))

@@ -105,7 +105,8 @@ class RedisStreams:
         self._clock = clock
         self._grouped: set[str] = set()
         self._cursors: dict[str, bytes] = {}
-        self._plan = ReceivePlan(max_message_bytes=MAX_MESSAGE_BYTES)
+        self._receiving = ReceivePlan(max_message_bytes=MAX_MESSAGE_BYTES)
+        self._recovering = ReceivePlan(max_message_bytes=MAX_MESSAGE_BYTES)
 
     #: All streams' messages leave in one round trip.
     acks_per_call: Final = 1
@@ -116,16 +117,20 @@ class RedisStreams:
         return {}
 
     def receive(self, budget: Budget, *, wait_s: float) -> list[Lease]:
-        """Take new messages from all tenants with room, an equal share of the budget each."""
+        """Take new messages from the tenants with room, whose turn it is (worker.sources.receive_plan)."""
         with mapped_errors():
-            shares = self._planned(budget)
+            shares = self._planned(budget, self._receiving)
             if not shares:
                 return []
             deadline_s = self._clock() + self._lease_s
-            replies = self._read(shares, wait_s)
+            replies = self._read(shares)
+            if replies == [] and wait_s > 0:
+                # Only wakes us: one entry per stream, which every share allows; the next call takes the rest.
+                asked = [tenant for tenants in shares.values() for tenant in tenants]
+                replies = self._read({1: asked}, block=max(1, int(wait_s * 1_000)))
         return [
             Lease(tenant_of(key), message_id.decode(), parse_fields(fields), deadline_s, sent_s=sent_s(message_id))
-            for reply in replies
+            for reply in replies or ()
             for key, entries in reply
             for message_id, fields in entries
         ]
@@ -133,7 +138,7 @@ class RedisStreams:
     def recover(self, budget: Budget) -> list[Lease]:
         """Take over lapsed entries, and clear from the pending list those whose message a tenant has trimmed away."""
         with mapped_errors():
-            shares = self._planned(budget)
+            shares = self._planned(budget, self._recovering)
             deadline_s = self._clock() + self._lease_s
             return self._read_claimed(self._claim_lapsed(shares), deadline_s)
 
@@ -219,13 +224,13 @@ class RedisStreams:
         finally:
             self._client.close()
 
-    def _planned(self, budget: Budget) -> dict[int, list[str]]:
+    def _planned(self, budget: Budget, plan: ReceivePlan) -> dict[int, list[str]]:
         """Plan one receive over the tenants whose stream and group exist; makes them where they do not."""
-        wanted = [tenant for tenant, jobs in budget.tenants.items() if jobs > 0]
-        for tenant in wanted:
-            if tenant not in self._grouped:
+        tenants = budget.tenants.keys()
+        for tenant in tenants - self._grouped:
+            if budget.tenants[tenant] > 0:
                 self._make_group(tenant)
-        return self._plan.next(budget, [tenant for tenant in wanted if tenant in self._grouped])
+        return plan.next(budget, tenants if tenants <= self._grouped else tenants & self._grouped)
 
     def _make_group(self, tenant: str) -> None:
         try:
@@ -237,19 +242,18 @@ class RedisStreams:
                 return
         self._grouped.add(tenant)
 
-    def _read(self, shares: dict[int, list[str]], wait_s: float) -> list[Any]:
+    def _read(self, shares: dict[int, list[str]], *, block: int | None = None) -> list[Any] | None:
+        """Read each group of tenants; returns what came, or None if a stream was deleted under us and nothing came."""
         with self._client.pipeline(transaction=False) as pipe:
             for count, tenants in shares.items():
-                pipe.xreadgroup(GROUP, self._consumer, dict.fromkeys(map(queue_stream, tenants), ">"), count=count)
+                streams = dict.fromkeys(map(queue_stream, tenants), ">")
+                pipe.xreadgroup(GROUP, self._consumer, streams, count=count, block=block)
             replies = self._execute(pipe, list(shares.values()))
-        if any(replies) or None in replies or wait_s <= 0:
-            return [reply for reply in replies if reply]
-        asked = [tenant for tenants in shares.values() for tenant in tenants]
-        with self._client.pipeline(transaction=False) as pipe:
-            # Only wakes us: one entry per stream, which every share allows; the next call takes the rest.
-            everyone = dict.fromkeys(map(queue_stream, asked), ">")
-            pipe.xreadgroup(GROUP, self._consumer, everyone, count=1, block=max(1, int(wait_s * 1_000)))
-            return [reply for reply in self._execute(pipe, [asked]) if reply]
+        for reply, (count, tenants) in zip(replies, shares.items(), strict=True):
+            given = {tenant_of(key): len(entries) for key, entries in reply or ()}
+            self._receiving.learn(count, dict.fromkeys(tenants, 0) | given)
+        found = [reply for reply in replies if reply]
+        return None if None in replies and not found else found
 
     def _execute(self, pipe: Any, tenants: Sequence[Sequence[str]]) -> list[Any]:
         """Execute a pipeline of one command for each group of tenants.
@@ -292,6 +296,8 @@ class RedisStreams:
             if reply is not None:
                 self._cursors[tenant] = reply[0]
                 claimed[tenant] = reply[1]
+        for count, tenants in shares.items():
+            self._recovering.learn(count, {tenant: len(claimed.get(tenant, ())) for tenant in tenants})
         return claimed
 
     def _read_claimed(self, claimed: dict[str, list[bytes]], deadline_s: float) -> list[Lease]:
