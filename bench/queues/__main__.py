@@ -136,7 +136,7 @@ def _rotated(arrangements: Mapping[str, Arrangement], by: int) -> list[tuple[str
 
 
 def _median(rounds: Rounds, name: str) -> float:
-    return statistics.median(each.jobs_per_s for each in rounds[name])
+    return statistics.median(_rates(rounds, name))
 
 
 def _costs(runs: Sequence[Run]) -> dict[str, float]:
@@ -145,8 +145,12 @@ def _costs(runs: Sequence[Run]) -> dict[str, float]:
 
 def _ratio(rounds: Rounds, name: str, *peers: str) -> float:
     """Return the median over the rounds of how many times as fast it was as the best of the peers."""
-    best = [max(rates) for rates in zip(*([each.jobs_per_s for each in rounds[peer]] for peer in peers), strict=True)]
-    return statistics.median(mine.jobs_per_s / peer for mine, peer in zip(rounds[name], best, strict=True))
+    best: list[float] = [max(rates) for rates in zip(*(_rates(rounds, peer) for peer in peers), strict=True)]
+    return statistics.median(mine / peer for mine, peer in zip(_rates(rounds, name), best, strict=True))
+
+
+def _rates(rounds: Rounds, name: str) -> list[float]:
+    return [each.jobs_per_s for each in rounds[name]]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
@@ -127,11 +127,20 @@ def _wait_drained(arrangement: Arrangement, directory: Path) -> None:
 
 
 def _cpu_s(pids: Mapping[str, int]) -> dict[str, float]:
-    """Return processor seconds by process: utime and stime of proc(5), /proc/PID/stat, all threads together."""
-    ticks = {
-        name: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for name, pid in pids.items()
-    }
-    return {name: sum(map(int, each)) / os.sysconf("SC_CLK_TCK") for name, each in ticks.items()}
+    """Return processor seconds by process, those of its children included."""
+    return {name: sum(map(_ticks, _with_children(pid))) / os.sysconf("SC_CLK_TCK") for name, pid in pids.items()}
+
+
+def _ticks(pid: int) -> int:
+    """Return utime and stime of proc(5), /proc/PID/stat, all threads together."""
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+
+def _with_children(pid: int) -> Iterator[int]:
+    yield pid
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in listed.read_text().split():
+            yield from _with_children(int(child))
 
 
 def _ensure_served(arrangement: Arrangement, directory: Path) -> None:

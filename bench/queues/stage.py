@@ -36,6 +36,7 @@ START_S: Final = 60.0
 TENANTS: Final = 1_000
 #: Jobs of one run, so that each takes some seconds; a multiple of TENANTS where they are shared out.
 OUR_JOBS: Final = 10_000
+MANY_JOBS: Final = 40_000
 SQS_JOBS: Final = 5_000
 STEP_JOBS: Final = 4_000
 TASK_JOBS: Final = 1_500
@@ -99,7 +100,7 @@ def ours_for_all(stage: Stage) -> Arrangement:
     queue = StreamQueues(connect(stage.stack.redis_url("operator")), "many")
     # Every tenant's data key must be in the enclave's cache before the clock starts.
     warm = {each.name: _seal(each, 1) for each in stage.tenants}
-    full = {each.name: _seal(each, OUR_JOBS // len(stage.tenants)) for each in stage.tenants}
+    full = {each.name: _seal(each, MANY_JOBS // len(stage.tenants)) for each in stage.tenants}
     queue.prepare(WARM, warm)
     queue.prepare(FULL, full)
     part = _intake(stage.stack, "many", stage.tenants)
