@@ -1,6 +1,6 @@
 """The whole system on one machine, with real parts: `python -m infra.local up --dir DIR`.
 
-Composition root of the one-machine mode: a Redis server, with `--queue sqs` a local SQS beside it, a local KMS that
+Composition root of the one-machine mode: a Redis server, with `--queue sqs` a local SQS instead, a local KMS that
 verifies attestation, the enclave as a process with a software NSM, the enclave agent, one engine, one Celery worker and
 Celery's beat. It starts them, restarts those that die, and stops them on SIGINT or SIGTERM. Everything it writes lies
 below DIR.
@@ -73,8 +73,8 @@ def run(stack: Stack, stopping: threading.Event, *, adapt: Adapt) -> None:
     """
     supervisor = Supervisor(stack.directory, cwd=REPOSITORY)
     try:
-        brokers = (parts.redis(stack), parts.sqs(stack)) if stack.queue == "sqs" else (parts.redis(stack),)
-        foundation = (*brokers, parts.kms(stack))
+        broker = parts.sqs(stack) if stack.queue == "sqs" else parts.redis(stack)
+        foundation = (broker, parts.kms(stack))
         for part in chain.from_iterable(map(adapt, foundation)):
             supervisor.start(part)
         names = [part.name for part in foundation]
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         "--queue",
         choices=("redis", "sqs"),
         default="redis",
-        help="broker of the tenants' jobs; Celery's control tasks stay on Redis (default: %(default)s)",
+        help="broker of the tenants' jobs and of Celery's control tasks (default: %(default)s)",
     )
     up.add_argument(
         "--enclave",

@@ -20,7 +20,6 @@ from infra.supervisor import Part
 from mrgc.errors import MrgcError
 from mrgc.wire import enclave_protocol, frames
 from mrgc.wire.addresses import connect, parse_address
-from worker import redis_users
 
 PROBE_S: Final = 5.0
 #: Longer than the intake's own drain (MRGC_DRAIN_S), so that a drain ends by itself.
@@ -116,12 +115,12 @@ def worker(stack: Stack) -> Part:
     """Describe the Celery worker with its intake."""
     env = environment(
         MRGC_QUEUE_URL=stack.queue_url,
-        MRGC_BROKER_URL=stack.redis_url(redis_users.CONTROL, database=1),
+        MRGC_BROKER_URL=stack.broker_url,
         MRGC_RESULTS_URL=stack.results_url,
         MRGC_REGISTRY=str(stack.registry),
         MRGC_ENGINES=stack.engine,
         MRGC_WORKER_HTTP=f"127.0.0.1:{stack.ports['worker']}",
-        **(provision.ANYBODY if stack.queue == "sqs" else {}),
+        **_broker_credentials(stack),
     )
     command = (
         *(sys.executable, "-m", "celery", "-A", "tasks", "worker"),
@@ -133,9 +132,14 @@ def worker(stack: Stack) -> Part:
 
 def beat(stack: Stack) -> Part:
     """Describe the clock that calls the control tasks; it holds no lease and no job, so nothing waits for it."""
-    env = environment(MRGC_BROKER_URL=stack.redis_url(redis_users.CONTROL, database=1))
+    env = environment(MRGC_BROKER_URL=stack.broker_url, **_broker_credentials(stack))
     command = (sys.executable, "-m", "celery", "-A", "tasks", "beat", "--pidfile=", "--loglevel", "WARNING")
     return Part("beat", command, env, lambda: True)
+
+
+def _broker_credentials(stack: Stack) -> dict[str, str]:
+    """What a client of the local SQS needs; a Redis URL holds its own."""
+    return provision.ANYBODY if stack.queue == "sqs" else {}
 
 
 def listens(port: int) -> bool:

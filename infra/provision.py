@@ -16,7 +16,7 @@ import secrets
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import boto3
 from botocore.config import Config
@@ -34,7 +34,14 @@ from mrgc.wire.queue_urls import parse_sqs
 from worker import redis_users
 from worker.sources.sqs_layout import LEAST_RECEIVES
 
+if TYPE_CHECKING:
+    from mypy_boto3_sqs import SQSClient
+
 REGION: Final = "eu-west-1"
+#: Celery's queues (celeryconfig.py), and their attributes as docs/operations.md §8 says.
+CELERY_QUEUES: Final = ("control", "infer")
+CONTROL_RECEIVES: Final = 5
+CONTROL_VISIBILITY_S: Final = 900
 SERVICE_ROLE: Final = "arn:aws:iam::111122223333:role/mrgc-worker"
 #: Credentials for the local SQS, which looks at no signature.
 ANYBODY: Final = {"AWS_ACCESS_KEY_ID": "anybody", "AWS_SECRET_ACCESS_KEY": "anybody", "AWS_DEFAULT_REGION": REGION}
@@ -87,6 +94,14 @@ class Stack:
     def sqs_url(self) -> str:
         """The tenants' queues at the local SQS."""
         return f"{self.sqs_endpoint}/{ACCOUNT}/mrgc-{{tenant}}"
+
+    @property
+    def broker_url(self) -> str:
+        """MRGC_BROKER_URL: Celery's queues lie at the broker that holds the tenants' jobs."""
+        if self.queue == "sqs":
+            # No tenant's name has an underscore, so none of their queues can be one of Celery's.
+            return f"{self.sqs_endpoint}/{ACCOUNT}/mrgc-celery_{{queue}}"
+        return self.redis_url(redis_users.CONTROL, database=1)
 
     def redis_url(self, user: str, database: int = 0) -> str:
         """Return the URL of the Redis as one of its users has it; database 0 holds the queues, 1 is Celery's."""
@@ -180,7 +195,7 @@ def tenants(stack: Stack) -> None:
 
 
 def queues(stack: Stack) -> None:
-    """Create each tenant's queue at the local SQS with its dead-letter queue, as docs/operations.md says."""
+    """Create the tenants' and Celery's queues at the local SQS with their dead letters, as docs/operations.md says."""
     sqs = boto3.client(
         "sqs",
         region_name=REGION,
@@ -191,10 +206,18 @@ def queues(stack: Stack) -> None:
     template = parse_sqs(stack.sqs_url)
     with contextlib.closing(sqs):
         for tenant in stack.tenants:
-            dead_url = sqs.create_queue(QueueName=template.dead(tenant).rpartition("/")[2])["QueueUrl"]
-            dead = sqs.get_queue_attributes(QueueUrl=dead_url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-            redrive = json.dumps({"deadLetterTargetArn": dead, "maxReceiveCount": LEAST_RECEIVES})
-            sqs.create_queue(QueueName=template.queue(tenant).rpartition("/")[2], Attributes={"RedrivePolicy": redrive})
+            _create_queue(sqs, template.queue(tenant), template.dead(tenant), most_receives=LEAST_RECEIVES)
+        for name in CELERY_QUEUES:
+            url = stack.broker_url.replace("{queue}", name)
+            _create_queue(sqs, url, f"{url}_dead", most_receives=CONTROL_RECEIVES, visibility_s=CONTROL_VISIBILITY_S)
+
+
+def _create_queue(sqs: SQSClient, url: str, dead_url: str, *, most_receives: int, visibility_s: int = 30) -> None:
+    sqs.create_queue(QueueName=dead_url.rpartition("/")[2])
+    dead = sqs.get_queue_attributes(QueueUrl=dead_url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    redrive = json.dumps({"deadLetterTargetArn": dead, "maxReceiveCount": most_receives})
+    attributes: Any = {"RedrivePolicy": redrive, "VisibilityTimeout": str(visibility_s)}
+    sqs.create_queue(QueueName=url.rpartition("/")[2], Attributes=attributes)
 
 
 def kms(stack: Stack, who: str) -> Any:

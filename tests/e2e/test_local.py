@@ -18,7 +18,7 @@ from infra.supervisor import MAX_DELAY_S, SETTLED_S, Backoff
 from mrgc.client import Client
 from tests.e2e.conftest import SERVE_S, START_S
 
-PARTS = {"redis", "kms", "enclave", "agent", "engine", "worker"}
+PARTS = {"redis", "kms", "enclave", "agent", "engine", "worker", "beat"}
 
 
 @contextmanager

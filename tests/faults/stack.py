@@ -283,11 +283,17 @@ class FaultStack:
     def _alterations(self) -> Alterations:
         through = f"127.0.0.1:{self.broker_proxy.port}"
         urls = {
-            "MRGC_QUEUE_URL": f"redis://{queue_access.login(self.directory, 'worker')}{through}/0",
-            "MRGC_BROKER_URL": f"redis://{queue_access.login(self.directory, 'control')}{through}/1",
+            "redis": {
+                "MRGC_QUEUE_URL": f"redis://{queue_access.login(self.directory, 'worker')}{through}/0",
+                "MRGC_BROKER_URL": f"redis://{queue_access.login(self.directory, 'control')}{through}/1",
+            },
+            "sqs": {
+                "MRGC_QUEUE_URL": f"http://{through}/{SQS_PATH}",
+                "MRGC_BROKER_URL": f"http://{through}/{ACCOUNT}/mrgc-celery_{{queue}}",
+            },
         }
         worker = {
-            **(urls if self.source == "redis" else {"MRGC_QUEUE_URL": f"http://{through}/{SQS_PATH}"}),
+            **urls[self.source],
             "MRGC_LEASE_S": str(LEASE_S),
             "MRGC_MAX_BATCH_JOBS": str(BATCH_JOBS),
             "MRGC_MAX_INFLIGHT_JOBS": "128",

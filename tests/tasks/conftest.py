@@ -130,7 +130,7 @@ def start_worker(environ: dict[str, str], tmp_path: Path) -> Iterator[StartWorke
             process = subprocess.Popen(
                 [*COMMAND, *arguments], cwd=REPOSITORY, env=environ | changes, stdout=log, stderr=log
             )
-        worker = WorkerProcess(process, f"http://{environ['MRGC_WORKER_HTTP']}", log_file)
+        worker = WorkerProcess(process, f"http://{(environ | changes)['MRGC_WORKER_HTTP']}", log_file)
         workers.append(worker)
         if ready:
             worker.wait_ready()

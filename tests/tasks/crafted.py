@@ -93,6 +93,29 @@ def envelope(headers: object, body: object, **changes: object) -> dict[str, Any]
     }
 
 
+def poison(task: str, *args: object) -> dict[str, str]:
+    """Texts that end or mislead a Celery worker that reads them as kombu does, and those that would run `task`."""
+    whole = envelope(*call(task, *args))
+    wrong: dict[str, Any] = {
+        "properties-number": whole | {"properties": 5},
+        "properties-list": whole | {"properties": [1]},
+        "delivery-info-number": envelope({}, [], delivery_info=5),
+        "body-number": whole | {"body": 7},
+        "body-not-base64": whole | {"body": "%%%"},
+        "unknown-encoding": envelope({}, [], body_encoding="rot13"),
+        "headers-list": whole | {"headers": [1]},
+        "content-type-list": whole | {"content-type": ["x"]},
+        "bare-json": {"hello": 1},
+        "number": 5,
+        "kombu-type": {"properties": {"__type__": "uuid", "__value__": 5}},
+        "kombu-type-2": {"properties": {"__type__": "bytes", "__value__": 5}},
+    }
+    texts = {name: json.dumps(message) for name, message in wrong.items()}
+    texts |= {"not-json": "\x7f not json", "deep": "[" * 20_000, "base64-of-nothing": "QUJD"}
+    calls = celery_calls(task, *args)
+    return texts | {f"call-{name}": json.dumps(envelope(*each)) for name, each in calls.items()}
+
+
 def tenant_entries(marker: Path, *, job: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Entries of a tenant's stream that are no job: whatever code could hide in one, and whatever could break a reader.
 

@@ -95,6 +95,37 @@ def test_statement_7_a_worker_runs_no_crafted_message_of_its_own_queue(
     assert worker.end() == 0
 
 
+@pytest.mark.parametrize("queue", ["control", "infer"])
+def test_statement_7_no_message_of_its_own_queue_kills_a_worker(
+    start_worker: StartWorker, client: Client, broker: Client, environ: dict[str, str], queue: str
+) -> None:
+    """What is no JSON, no envelope, or of wrong types is dropped with a line in the log, by both kinds of worker."""
+    client.xadd("dead:acme", {"job": b"kept", "reason": "auth"}, id="1-1")
+    job = seal()
+    infer = "tasks.infer", base64.b64encode(job).decode()
+    task, *args = infer if queue == "infer" else ("tasks.control.purge_expired", "acme")
+    if queue == "infer":
+        for name in ("MRGC_ENGINES", "MRGC_RESULTS_URL"):
+            del environ[name]
+    worker = start_worker(*(("-Q", "infer") if queue == "infer" else ()), ready=queue == "control")
+    messages = [text.encode() for text in crafted.poison(task, *args).values()] + [b"\xff\xfe", b"", b"\x80\x04N."]
+    for message in messages:
+        broker.lpush(f"ctl:{queue}", message)
+    until(lambda: queued(broker) == 0, within_s=40, what="every message has left the broker")
+    until(lambda: worker.log.count("control message refused") == len(messages), within_s=10, what="each has its line")
+    assert client.xlen("dead:acme") == 1
+    assert client.xlen("q:acme") == 0
+
+    headers, body = crafted.call(task, *args, headers={"redelivered": True})
+    info = {"exchange": "reply", "routing_key": "q:globex"}
+    push(broker, queue, crafted.envelope(headers, body, delivery_tag=["a"], delivery_info=info))
+    done = (lambda: client.xlen("q:acme") == 1) if queue == "infer" else (lambda: client.xlen("dead:acme") == 0)
+    until(done, within_s=20, what="a plain call is run by the same worker, also one that another began")
+    until(lambda: queued(broker) == 0, within_s=10, what="it has left the broker")
+    assert worker.process.poll() is None
+    assert worker.end() == 0
+
+
 def test_statement_7_an_edge_worker_forwards_and_does_nothing_else(
     start_worker: StartWorker, client: Client, broker: Client, environ: dict[str, str]
 ) -> None:
