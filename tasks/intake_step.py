@@ -1,8 +1,9 @@
 """The bootstep that gives the intake the life of a Celery worker.
 
-It starts after the pool. From the moment of the signal it drains, or hands everything back in a cold shutdown, beside
-Celery's own way down; and it ends the process in time, because with a broker that answers nothing Celery would wait for
-its sockets twice before and after. An edge worker, `-Q infer`, has no intake.
+It starts after the pool. Where the instance's metadata says that the instance goes away, the process sends itself the
+signal that a service manager would send. From the moment of the signal it drains, or hands everything back in a cold
+shutdown, beside Celery's own way down; and it ends the process in time, because with a broker that answers nothing
+Celery would wait for its sockets twice before and after. An edge worker, `-Q infer`, has no intake.
 
 May import: celery, structlog, worker, mrgc. Called by tasks and tasks.control.
 """
@@ -10,6 +11,7 @@ May import: celery, structlog, worker, mrgc. Called by tasks and tasks.control.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -20,6 +22,7 @@ from celery import Celery, bootsteps, signals
 
 from mrgc.errors import ConfigError
 from worker.composition import build_intake, serve_http
+from worker.departure import Departure
 from worker.health import HttpServer
 from worker.intake import Intake
 from worker.settings import WorkerSettings
@@ -46,6 +49,7 @@ class IntakeStep(bootsteps.StartStopStep):
         super().__init__(parent, **kwargs)
         self._settings: WorkerSettings | None = None
         self._http: HttpServer | None = None
+        self._departure: Departure | None = None
         #: How long the drain may take, once a signal has asked for it.
         self._told_s: float | None = None
         self._ending = threading.Lock()
@@ -72,12 +76,27 @@ class IntakeStep(bootsteps.StartStopStep):
             raise
         if settings.http is not None:
             self._http = serve_http(intake, settings.http)
+        if settings.departure is not None:
+            self._depart(Departure(settings.departure), intake)
         intake.start()
         IntakeStep.running = intake
         # Sent by the signal handler itself, before Celery begins to stop anything.
         signals.worker_shutting_down.connect(self._shutting_down, weak=False)
         threading.Thread(target=self._watch, args=(settings.drain_s,), name="end", daemon=True).start()
         _log.info("intake started", pid=os.getpid())
+
+    def _depart(self, departure: Departure, intake: Intake) -> None:
+        """Drain when the instance goes away; on one that goes already, receive nothing, and do not start anew for ever.
+
+        The first look is taken here, before anything is received: what starts a worker again does not know.
+        """
+        if departure.look():
+            intake.stop_receiving()
+            departure.drained()
+            return
+        self._departure = departure
+        leave = (lambda: os.kill(os.getpid(), signal.SIGTERM), self._ended)
+        threading.Thread(target=departure.watch, args=leave, name="departure", daemon=True).start()
 
     def stop(self, _parent: Any) -> None:
         """Finish what was received, for at most MRGC_DRAIN_S; hand back the rest."""
@@ -108,6 +127,8 @@ class IntakeStep(bootsteps.StartStopStep):
                 return
             began_s = time.monotonic()
             intake.drain(within_s=within_s)
+            if self._departure is not None:
+                self._departure.drained()
             if self._http is not None:
                 self._http.close()
             self._ended.set()

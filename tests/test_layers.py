@@ -41,6 +41,7 @@ ALLOWED: Final[dict[str, frozenset[str]]] = {
     "worker.metrics": HOST | {"prometheus_client"},
     "worker.sources.redis_streams": HOST | {"redis"},
     "worker.sources.sqs*": HOST | {"boto3", "botocore"},
+    "worker.lifecycle_hook": HOST | {"boto3", "botocore"},
     "worker.sns_notices": HOST | {"boto3", "botocore"},
     "worker.enclave_agent": HOST | {"boto3", "botocore", "prometheus_client"},
     "worker.object_store": HOST | {"obstore"},

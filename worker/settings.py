@@ -31,6 +31,10 @@ MAX_BATCH_JOBS: Final = 1_024
 _RESULTS: Final = re.compile(r"file:///(.*/)?|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/(.*/)?")
 #: Amazon CloudWatch API Reference, "PutMetricData": 255 characters, none of them a colon; AWS/ is AWS's own.
 _NAMESPACE: Final = re.compile(r"(?!AWS/)[A-Za-z0-9._/#-]{1,255}")
+_IMDS: Final = re.compile(r"http://(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?")
+#: Amazon EC2 Auto Scaling API Reference, "CompleteLifecycleAction".
+_GROUP: Final = re.compile(r"[ -9;-~]{1,255}")
+_HOOK: Final = re.compile(r"[A-Za-z0-9_/-]{1,255}")
 _DEVICE: Final = re.compile(r"cpu|cuda(:[0-9]{1,2})?")
 
 
@@ -40,6 +44,28 @@ class HttpAddress:
 
     host: str
     port: int
+
+
+@dataclass(frozen=True, slots=True)
+class DepartureSettings:
+    """How the worker learns that its instance goes away, and which hook it answers after its drain.
+
+    Raises:
+        ConfigError: a hook without its group, or a group without its hook.
+    """
+
+    #: http://host[:port] of the instance metadata service.
+    imds: str
+    #: Auto Scaling group and lifecycle hook; both empty where no hook waits for this worker.
+    group: str = ""
+    hook: str = ""
+    #: Whether a rebalance recommendation, which may come long before an interruption or without one, drains too.
+    on_rebalance: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that there are both or neither."""
+        if bool(self.group) != bool(self.hook):
+            raise ConfigError("MRGC_AUTOSCALING_GROUP and MRGC_LIFECYCLE_HOOK go together")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +104,8 @@ class WorkerSettings:
     s3_endpoint: str | None = None
     #: How tenants hear of ended jobs: `stream`, `off`, or the ARN of an SNS topic; empty: as the queue's broker can.
     notices: str = ""
+    #: None where there is no instance metadata.
+    departure: DepartureSettings | None = None
 
     def __post_init__(self) -> None:
         """Check the bounds that hold between settings."""
@@ -118,6 +146,7 @@ class WorkerSettings:
             max_body_bytes=env.integer("MRGC_MAX_BODY_BYTES", MAX_BODY_BYTES, within=(1, MAX_BODY_BYTES)),
             drain_s=env.number("MRGC_DRAIN_S", 20.0, within=(0.0, 3_600.0)),
             notices=environ.get("MRGC_NOTICES", ""),
+            departure=_departure(env),
             s3_endpoint=environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or None,
         )
 
@@ -282,6 +311,20 @@ class _Env:
         if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
             raise ConfigError(f"{name} is not host:port")
         return HttpAddress(host.strip("[]"), int(port))
+
+
+def _departure(env: _Env) -> DepartureSettings | None:
+    settings = DepartureSettings(
+        imds=env.optional("MRGC_IMDS", _IMDS),
+        group=env.optional("MRGC_AUTOSCALING_GROUP", _GROUP),
+        hook=env.optional("MRGC_LIFECYCLE_HOOK", _HOOK),
+        on_rebalance=env.choice("MRGC_DRAIN_ON_REBALANCE", "0", among=("0", "1")) == "1",
+    )
+    if settings.imds:
+        return settings
+    if settings.hook or settings.on_rebalance:
+        raise ConfigError("MRGC_LIFECYCLE_HOOK and MRGC_DRAIN_ON_REBALANCE need MRGC_IMDS")
+    return None
 
 
 def _ensure_unix(name: str, value: str) -> str:
