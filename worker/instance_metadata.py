@@ -1,6 +1,6 @@
 """A client of the EC2 instance metadata service, version 2: a token, then one short text per path.
 
-Rules: Amazon EC2 User Guide, "Use the Instance Metadata Service to access instance metadata". Every call ends within
+Rules: Amazon EC2 User Guide, "Use the Instance Metadata Service to access instance metadata". No wait is longer than
 CALL_S, an answer is read to MAX_ANSWER_BYTES at most, and redirections and proxies are not followed.
 
 May import: the standard library. Called by worker.departure.
@@ -13,7 +13,7 @@ import re
 from typing import Final
 from urllib.parse import urlsplit
 
-#: Of connecting and of each read. The service answers within milliseconds, or there is none.
+#: Of connecting, and of each wait for more of an answer. The service answers within milliseconds, or there is none.
 CALL_S: Final = 1.0
 MAX_ANSWER_BYTES: Final = 4_096
 #: Life of a token, the longest that the service grants.

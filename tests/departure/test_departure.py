@@ -75,7 +75,7 @@ def test_an_answer_that_is_neither_yes_nor_no_is_an_error(imds: Imds, status: in
 
 
 def test_a_service_that_never_answers_costs_a_bounded_time(imds: Imds, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reads have a time limit, and so has the whole call."""
+    """A connection that is taken and left without an answer is an error after CALL_S."""
     monkeypatch.setattr(instance_metadata, "CALL_S", 0.2)
     imds.answers.clear()
     with pytest.raises(MetadataError):

@@ -312,7 +312,8 @@ class FaultStack:
             hold=str(self._hold),
             env=env | {"worker": worker | env.get("worker", {})},
             commands={"engine": engine},
-            copies={"worker": {"worker-2": {"MRGC_WORKER_HTTP": f"127.0.0.1:{self._second_port}"}}},
+            # Another host's: what the first hears of its instance is none of its business.
+            copies={"worker": {"worker-2": {"MRGC_WORKER_HTTP": f"127.0.0.1:{self._second_port}", "MRGC_IMDS": ""}}},
         )
 
 

@@ -1,19 +1,25 @@
-"""SIGTERM while something that a drain needs is away: it ends within 30 s, and nothing is lost or doubled."""
+"""SIGTERM and spot notices, also while something that a drain needs is away: 30 s, and nothing is lost or doubled."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import pytest
 
-from tests.faults.stack import FaultStack
+from tests.departure.aws import SPOT, Imds
+from tests.faults.conftest import running
+from tests.faults.stack import FaultStack, Shape
+from tests.faults.tally import Tally
 from tests.faults.verdict import ensure_settled
 from tests.faults.workload import Workload
 from tests.waiting import until
+from worker.departure import LOOK_S
+from worker.departure_policy import SPOT_PATH
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
@@ -43,3 +49,43 @@ def test_a_drain_ends_in_time_whatever_is_away(
             until(lambda: stack.pid("worker") != pid, within_s=DRAIN_S, what="the worker has ended")
     ensure_settled(work)
     until(lambda: stack.is_ready("worker"), within_s=60, what="the next one serves")
+
+
+class Leaving(NamedTuple):
+    """A stack whose first worker hears of its instance's end."""
+
+    stack: FaultStack
+    imds: Imds
+
+
+@pytest.fixture(params=["redis", "sqs"])
+def leaving(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tally: Tally
+) -> Iterator[Leaving]:
+    """Such a stack on each source."""
+    imds = Imds()
+    shape = Shape(source=request.param, env={"worker": {"MRGC_IMDS": imds.url}})
+    for stack in running(tmp_path_factory.mktemp("leaving"), shape, tally):
+        yield Leaving(stack, imds)
+    imds.close()
+
+
+def test_a_spot_notice_under_load_ends_the_worker_and_no_job(leaving: Leaving) -> None:
+    """Within 30 s of seeing it the worker has exited by itself; started again there it takes nothing; others serve."""
+    stack, imds = leaving
+    work = Workload(stack)
+    with work.feeding(backlog=200):
+        until(lambda: stack.held("worker") and work.outstanding() < len(work.sent), within_s=60, what="it holds jobs")
+        pid = stack.pid("worker")
+        imds.values[SPOT_PATH] = SPOT
+        until(lambda: stack.pid("worker") != pid, within_s=DRAIN_S + LOOK_S, what="the worker has ended")
+        until(lambda: stack.reasons("worker") == ["draining"], within_s=60, what="the next one knows why it is idle")
+        served = len(work.stack.results.names())
+        stack.wait_progress(served + 50)
+        assert stack.held("worker") == 0
+    assert "process ends without Celery" not in stack.log("worker")
+    # Another instance takes its place.
+    del imds.values[SPOT_PATH]
+    stack.wait_restarted("worker", stack.kill("worker"))
+    ensure_settled(work)
+    work.close()

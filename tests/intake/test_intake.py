@@ -332,6 +332,27 @@ def test_a_registry_change_is_followed_without_a_restart(start_host: StartHost) 
     host.wait_stored(job)
 
 
+def test_a_registry_change_drops_no_lease(start_host: StartHost, engine: PeerEngine) -> None:
+    """What is held when tenants come, go and change stays held, is served once, and nothing of it is handed back."""
+    host = start_host(lease_s=60.0, max_batch_jobs=2)
+    engine.may_answer.clear()
+    acme, globex = [seal() for _ in range(8)], [seal("globex") for _ in range(8)]
+    host.send(*acme, *globex)
+    until(lambda: (host.leased(), host.leased("globex")) == (8, 8), within_s=10, what="all are held")
+    file = host.intake._registry._path
+    file.write_text(file.read_text().replace("globex", "initech").replace("weight = 2", "weight = 9"))
+    new = seal("initech")
+    host.send(new)
+    until(lambda: host.leased("initech") == 1, within_s=10, what="the new entries are in force")
+    assert (host.leased(), host.leased("globex")) == (8, 8)
+    engine.may_answer.set()
+    host.wait_stored(*acme, *globex, new)
+    host.wait_acked("globex")
+    runs = Counter(job for batch in engine.batches for job in batch)
+    assert runs == Counter([*acme, *globex, new])
+    assert host.dead_letters() == host.dead_letters("globex") == []
+
+
 def fail_once(owner: object, name: str, error: Exception, *, after: bool = False) -> list[str]:
     """Make one method raise at its next call, before or after it did its work; tells when it has."""
     original = getattr(owner, name)

@@ -9,10 +9,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mrgc.errors import ConfigError
+from mrgc.errors import BY_CODE, ConfigError
 from tests.intake.peer_engine import PeerEngine
 from tests.intake.sealing import seal, stored
 from tests.tasks import crafted
@@ -99,7 +100,7 @@ def test_beat_sends_to_sqs(start_worker: StartWorker, sqs: LocalSqs, environ: di
 def test_statement_7_no_message_of_its_own_queue_kills_a_worker_on_sqs(
     start_worker: StartWorker, sqs: LocalSqs, environ: dict[str, str], results: Path
 ) -> None:
-    """Each is refused and becomes a dead letter by the redrive policy; nothing runs; the worker goes on."""
+    """Statement 7: each is refused, runs nothing, and is a dead letter by the redrive policy; the worker goes on."""
     expire_a_letter(sqs)
     messages = crafted.poison("tasks.control.purge_expired", "acme")
     worker = start_worker("--loglevel", "WARNING")
@@ -114,6 +115,35 @@ def test_statement_7_no_message_of_its_own_queue_kills_a_worker_on_sqs(
     assert sqs.count("mrgc-celery_infer") == 0
     call(environ, "tasks.control.purge_expired", "acme")
     until(lambda: sqs.count("mrgc-acme_dead") == 0, within_s=20, what="a plain call is run")
+    assert worker.end() == 0
+
+
+def test_statement_7_a_tenants_crafted_messages_end_as_dead_letters_on_sqs(
+    start_worker: StartWorker, sqs: LocalSqs, results: Path, engine: PeerEngine, tmp_path: Path
+) -> None:
+    """Statement 7: a tenant's messages are moved with a known reason and run nothing; a good job is served."""
+    marker = tmp_path / "executed"
+    entries = dict(crafted.tenant_entries(marker, job=seal("globex")))
+    bodies = [base64.b64encode(each["job"]).decode() for each in entries.values() if each.get("job")]
+    bodies += list(crafted.poison("tasks.infer", base64.b64encode(seal("globex")).decode()).values())
+    bodies += [json.dumps({"ref": each["ref"].hex()}) for each in entries.values() if "ref" in each]
+    sent = [body for body in bodies if len(body) < 1 << 20]
+    worker = start_worker()
+    for body in sent:
+        sqs.send("mrgc-acme", body)
+    until(lambda: sqs.count("mrgc-acme_dead") == len(sent), within_s=40, what="all are dead letters")
+    letters: list[Any] = []
+    while page := sqs.client.receive_message(
+        QueueUrl=sqs.url("mrgc-acme_dead"), MaxNumberOfMessages=10, MessageAttributeNames=["All"]
+    ).get("Messages"):
+        letters += page
+    assert sorted(letter["Body"] for letter in letters) == sorted(sent)
+    reasons = {letter["MessageAttributes"]["reason"]["StringValue"] for letter in letters}
+    assert reasons <= BY_CODE.keys() - {"internal", "poison"}
+    assert not marker.exists()
+    assert sqs.count("mrgc-globex") == sqs.count("mrgc-celery_infer") == 0
+    assert engine.batches == []
+    serves(worker, sqs, results)
     assert worker.end() == 0
 
 
@@ -152,7 +182,7 @@ def test_a_worker_outlives_sqs(
 def test_remote_control_is_closed_on_sqs(
     start_worker: StartWorker, sqs: LocalSqs, environ: dict[str, str], results: Path
 ) -> None:
-    """Control commands are messages like any other and do nothing; the worker makes no queue for them."""
+    """Statement 7: control commands are messages like any other and do nothing; the worker makes no queue for them."""
     worker = start_worker()
     for command in crafted.remote_control().values():
         sqs.send(CONTROL, command.decode())

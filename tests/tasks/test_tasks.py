@@ -12,6 +12,8 @@ from infra.redis_server import RedisServer
 from mrgc.errors import FormatError, MrgcError, NotAdmitted, QueueUnavailable, TooLargeError
 from tasks import control, infer
 from tests.intake.sealing import seal
+from tests.tasks.emf_rules import checked
+from worker.sources.redis_admin import RedisAdmin
 from worker.sources.redis_streams import Client
 
 
@@ -87,6 +89,58 @@ def test_control_tasks_measure_redrive_and_purge(client: Client) -> None:
     for task in (control.redrive, control.purge_expired):
         with pytest.raises(NotAdmitted):
             task("initech")
+
+
+@pytest.fixture
+def thousand(environ: dict[str, str]) -> list[str]:
+    """A registry of a thousand tenants."""
+    names = [f"tenant-{number:03}" for number in range(1_000)]
+    entry = '[tenants.{}]\nkey_arns = []\nmodels = ["m"]\n'
+    Path(environ["MRGC_REGISTRY"]).write_text("".join(map(entry.format, names)))
+    return names
+
+
+def test_a_thousand_tenants_are_measured_in_pages(
+    client: Client, thousand: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One round reaches all of them, has a metric line for each and one for all, and ten requests go to the broker."""
+    monkeypatch.setenv("MRGC_EMF_NAMESPACE", "mrgc")
+    client.xadd("q:tenant-999", {"job": JOB})
+    pages = []
+    measure = RedisAdmin.backlog
+    monkeypatch.setattr(RedisAdmin, "backlog", lambda self, page: (pages.append(len(page)), measure(self, page))[1])
+    assert control.backlog().keys() == set(thousand)
+    assert pages == [100] * 10
+    *each, everything = [checked(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{"_aws"')]
+    assert {document["Tenant"]: document["BacklogJobs"] for document in each} == dict.fromkeys(thousand, 0) | {
+        "tenant-999": 1
+    }
+    assert (everything["BacklogJobs"], everything["TenantsUnmeasured"]) == (1, 0)
+
+
+def test_a_round_that_takes_too_long_is_cut_short_and_says_so(
+    thousand: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only whole pages are measured, the rest is counted, and the next minute's round begins elsewhere."""
+    monkeypatch.setenv("MRGC_EMF_NAMESPACE", "mrgc")
+    monkeypatch.setattr(control, "MEASURE_S", 0.0)
+    rounds = []
+    for minute in (7, 8):
+        monkeypatch.setattr(control, "_turn", lambda _interval_s, minute=minute: minute)
+        rounds.append(set(control.backlog()))
+    assert rounds == [set(thousand[700:800]), set(thousand[800:900])]
+    last = checked(capsys.readouterr().out.splitlines()[-1])
+    assert last["TenantsUnmeasured"] == 900
+
+
+def test_a_purge_of_all_visits_whoever_has_dead_letters(client: Client) -> None:
+    """Expired letters of every tenant go, what could still be redriven stays, and clean tenants are not visited."""
+    for tenant in ("acme", "globex"):
+        client.xadd(f"dead:{tenant}", {"job": b"old", "reason": "bad_format"}, id="1-1")
+    client.xadd("dead:globex", {"job": seal("globex"), "reason": "auth"})
+    assert control.purge_all() == 2
+    assert (client.xlen("dead:acme"), client.xlen("dead:globex")) == (0, 1)
+    assert control.purge_all() == 0
 
 
 def test_health_without_an_intake_says_so() -> None:
