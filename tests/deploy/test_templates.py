@@ -30,9 +30,17 @@ PSEUDO: Final = {"Partition": "aws", "Region": "eu-west-1", "AccountId": "111122
 TENANT_ROLE: Final = "arn:aws:iam::444455556666:role/acme"
 QUEUE_ARN: Final = "arn:aws:sqs:eu-west-1:111122223333:mrgc-acme"
 WORKER_ROLE: Final = "arn:aws:iam::111122223333:role/mrgc-worker"
+#: The least that a worker is told.
+WORKER_ENVIRON: Final = {
+    "MRGC_QUEUE_URL": "redis://h/0",
+    "MRGC_BROKER_URL": "redis://h/1",
+    "MRGC_RESULTS_URL": "file:///r/",
+    "MRGC_REGISTRY": "/t",
+    "MRGC_ENGINES": "unix:/e",
+}
 
 
-class Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):  # type: ignore[misc]  # the package has no types
     """YAML with CloudFormation's short forms, kept as {"Fn": argument}."""
 
 
@@ -85,8 +93,8 @@ def statements() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def test_cloudformations_own_rules_hold() -> None:
     """cfn-lint finds no error, no warning and nothing to say."""
-    linter = Path(sys.executable).with_name("cfn-lint")
-    command = [linter, "--include-checks", "I", "--", *(INFRA / name for name in TEMPLATES)]
+    linter = str(Path(sys.executable).with_name("cfn-lint"))
+    command = [linter, "--include-checks", "I", "--", *(str(INFRA / name) for name in TEMPLATES)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
@@ -152,10 +160,11 @@ def test_a_tenants_parameter_is_a_tenants_name() -> None:
 
 def test_the_fleet_waits_for_a_drain() -> None:
     """The hook outlasts MRGC_DRAIN_S and what follows it, goes on by itself; instances have IMDSv2 and enclaves."""
+    drain_s = WorkerSettings.from_env(WORKER_ENVIRON).drain_s
     (fleet,) = resources("template.yaml", "AWS::AutoScaling::AutoScalingGroup").values()
     (hook,) = fleet["LifecycleHookSpecificationList"]
     assert hook["LifecycleTransition"] == "autoscaling:EC2_INSTANCE_TERMINATING"
-    assert hook["HeartbeatTimeout"] >= WorkerSettings.__dataclass_fields__["drain_s"].default + 15
+    assert hook["HeartbeatTimeout"] >= drain_s + 15
     assert hook["DefaultResult"] == "CONTINUE"
     (host,) = resources("template.yaml", "AWS::EC2::LaunchTemplate").values()
     assert host["LaunchTemplateData"]["MetadataOptions"]["HttpTokens"] == "required"

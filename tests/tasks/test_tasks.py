@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from mrgc.errors import FormatError, MrgcError, NotAdmitted, QueueUnavailable, T
 from tasks import control, infer
 from tests.intake.sealing import seal
 from tests.tasks.emf_rules import checked
+from worker.sources.base import Backlog
 from worker.sources.redis_admin import RedisAdmin
 from worker.sources.redis_streams import Client
 
@@ -106,9 +107,14 @@ def test_a_thousand_tenants_are_measured_in_pages(
     """One round reaches all of them, has a metric line for each and one for all, and ten requests go to the broker."""
     monkeypatch.setenv("MRGC_EMF_NAMESPACE", "mrgc")
     client.xadd("q:tenant-999", {"job": JOB})
-    pages = []
+    pages: list[int] = []
     measure = RedisAdmin.backlog
-    monkeypatch.setattr(RedisAdmin, "backlog", lambda self, page: (pages.append(len(page)), measure(self, page))[1])
+
+    def counting(admin: RedisAdmin, tenants: Sequence[str]) -> dict[str, Backlog]:
+        pages.append(len(tenants))
+        return measure(admin, tenants)
+
+    monkeypatch.setattr(RedisAdmin, "backlog", counting)
     assert control.backlog().keys() == set(thousand)
     assert pages == [100] * 10
     *each, everything = [checked(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{"_aws"')]
