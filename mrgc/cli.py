@@ -109,22 +109,26 @@ def submit(  # noqa: PLR0917 - typer takes one parameter per option
     floor: Annotated[int, typer.Option(min=0, max=3, help="lowest trust tier that may see the texts")] = 0,
     truncate: Annotated[bool, typer.Option("--truncate", help="cut texts that are too long for the model")] = False,
     accept: Annotated[Accept, typer.Option(help="type of the results")] = Accept.JSON,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="score each text against labels; give 2 to 64")
+    ] = None,
     line_format: Annotated[LineFormat | None, typer.Option("--format", help="of FILE; default by its name")] = None,
     json_lines: _Json = False,
 ) -> None:
     """Seal the texts of FILE into jobs, send them, and print the job ids.
 
-    .txt: one text per line, blank lines skipped. .jsonl: per line a string, {"text": string}, or {"inputs": [string,
-    ...]}, which is one job. Standard input (-) is read as .txt unless --format says otherwise. A line that cannot be
-    sent is reported as FILE:LINE and nothing is sent. Memory: 16 MiB and a few copies of one job, however long FILE is.
+    .txt: one text per line, blank lines skipped. .jsonl: per line a string, {"text": string}, {"ids": [integer, ...]}
+    (token ids of a text, as the model's own tokeniser gives them), or {"inputs": [string, ...]}, which is one job.
+    Standard input (-) is read as .txt unless --format says otherwise. A line that cannot be sent is reported as
+    FILE:LINE and nothing is sent. Memory: 16 MiB and a few copies of one job, however long FILE is.
     """
     chosen = line_format or _format_of(file)
     with _client() as client, SealedSpool(client.settings.state) as spool, progress("sealed") as sealed_one:
-        options = JobOptions(model or client.settings.model, expires, floor, truncate, _TYPES[accept])
+        options = JobOptions(model or client.settings.model, expires, floor, truncate, _TYPES[accept], label or ())
         with open_input(file) as stream:
             for job in read_jobs(stream, name=file, line_format=chosen, items_per_job=items_per_job):
                 try:
-                    spool.add(SpooledJob(client.seal(job.texts, options), job.first_line, job.last_line))
+                    spool.add(SpooledJob(client.seal(job.inputs, options), job.first_line, job.last_line))
                 except TooLargeError as error:
                     raise InputFileError(f"{file}:{job.first_line}: {error}") from error
                 sealed_one()

@@ -20,7 +20,7 @@ from mrgc.client_settings import ClientSettings
 from mrgc.errors import ConfigError, ResultMissing, ResultRefused, TooLargeError
 from mrgc.inputs import DEFAULT_ITEMS_PER_JOB
 from mrgc.job_queue import MAX_INLINE_BYTES, ClaimCheck, batches
-from mrgc.payloads import JobOptions, encode_payload
+from mrgc.payloads import Input, JobOptions, encode_payload
 from mrgc.result_store import CONCURRENT_READS
 from mrgc.results import (
     MAX_HINT_BYTES,
@@ -35,7 +35,7 @@ from mrgc.results import (
 from mrgc.standalone import OpenedStandalone, open_standalone_of
 from mrgc.submitted import SubmittedJob
 from mrgc.waiting import LookSchedule, Outcome, State, wait_for
-from mrgc.wire.headers import JOB_BYTES, JSON_TYPE
+from mrgc.wire.headers import JOB_BYTES
 from mrgc.wire.sealed import JobDraft, parse_job, seal_job
 from mrgc.wire.strict_cbor import Buffer
 
@@ -68,31 +68,32 @@ class Client:
     # --- submitting -------------------------------------------------------------------------------------------
 
     def submit(
-        self, texts: Iterable[str], *, options: JobOptions | None = None, items_per_job: int = DEFAULT_ITEMS_PER_JOB
+        self, texts: Iterable[Input], *, options: JobOptions | None = None, items_per_job: int = DEFAULT_ITEMS_PER_JOB
     ) -> list[SubmittedJob]:
-        """Send texts, `items_per_job` to a job, in order.
+        """Send inputs, `items_per_job` to a job, in order.
 
         Args:
-            texts: the inputs.
+            texts: the inputs: texts, or token ids as a sequence of integers for each; not both in one job.
             options: model, lifetime and so on; by default the configured model's defaults.
-            items_per_job: texts per job, 1..16,384.
+            items_per_job: inputs per job, 1..16,384.
 
         Returns:
             The jobs in order.
 
         Raises:
+            FormatError: see `seal`.
             ConfigError, KeyAccessError, KeyBusyError, TooLargeError, QueueUnavailable: see `submit_many`.
         """
         remaining = iter(texts)
         return list(self.submit_many(iter(lambda: list(islice(remaining, items_per_job)), []), options=options))
 
     def submit_many(
-        self, jobs: Iterable[Sequence[str]], *, options: JobOptions | None = None
+        self, jobs: Iterable[Sequence[Input]], *, options: JobOptions | None = None
     ) -> Iterator[SubmittedJob]:
         """Seal and send jobs as they come, 64 in a round trip.
 
         Args:
-            jobs: the texts of each job, 1..16,384.
+            jobs: the inputs of each job, 1..16,384.
             options: as in `submit`.
 
         Yields:
@@ -107,11 +108,11 @@ class Client:
         chosen = options or JobOptions(self.settings.model)
         return self.send(self.seal(texts, chosen) for texts in jobs)
 
-    def seal(self, texts: Sequence[str], options: JobOptions) -> bytes:
+    def seal(self, texts: Sequence[Input], options: JobOptions) -> bytes:
         """Seal one job under the epoch's data key; nothing is recorded or sent.
 
         Raises:
-            FormatError: no text, or too many.
+            FormatError: no input, too many, or one that no payload can hold.
             KeyAccessError, KeyBusyError, ConfigError, TooLargeError: see `submit_many`.
         """
         payload = encode_payload(texts, options)
@@ -124,13 +125,13 @@ class Client:
             edk=epoch.edk,
             context=dict(self._parts.keys.context),
             model=options.model,
-            type=JSON_TYPE,
+            type=payload.type,
             items=len(texts),
             created=created,
             expires=created + options.lifetime_s,
             floor=options.floor,
         )
-        sealed = seal_job(draft, payload, data_key=epoch.data_key)
+        sealed = seal_job(draft, payload.body, data_key=epoch.data_key)
         if len(sealed) > MAX_INLINE_BYTES and not self._parts.store.takes_uploads:
             raise TooLargeError(
                 f"a sealed job of {len(sealed)} bytes needs an s3:// bucket in MRGC_RESULTS_URL to travel through; "

@@ -4,7 +4,8 @@ One pass, one line in memory at a time. A line that cannot be sent ends the read
 `FILE:LINE: reason`; the caller has sent nothing by then.
 
     .txt     one text per line; blank lines are skipped
-    .jsonl   per line a JSON string, {"text": …}, or {"inputs": [text, …]}, which is a job of its own
+    .jsonl   per line a JSON string, {"text": …}, {"ids": [integer, …]}, the token ids of a text, or
+             {"inputs": [text, …]}, which is a job of its own
 
 Called by `mrgc.cli`. May import: the standard library, mrgc.errors, mrgc.payloads, mrgc.wire.
 """
@@ -18,6 +19,7 @@ from enum import StrEnum
 from typing import BinaryIO, Final, NamedTuple
 
 from mrgc.errors import FormatError, InputFileError
+from mrgc.payloads import Input
 from mrgc.wire import strict_json
 from mrgc.wire.headers import MAX_ITEMS
 from mrgc.wire.sealed import MAX_BODY_BYTES
@@ -28,6 +30,9 @@ DEFAULT_ITEMS_PER_JOB: Final = 16
 GROUP_BYTES: Final = 500_000
 MAX_LINE_BYTES: Final = MAX_BODY_BYTES  #: A longer line could not become a payload; rejects before parsing.
 _MAX_LINE_VALUES: Final = MAX_ITEMS + 8
+_ID_END: Final = 1 << 32
+_ID_BYTES: Final = 4
+_CBOR_HEAD_BYTES: Final = 5
 #: Names, brackets and parameters around the texts of a payload.
 _PAYLOAD_FRAME_BYTES: Final = 256
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -41,41 +46,42 @@ class LineFormat(StrEnum):
 
 
 class JobInput(NamedTuple):
-    """The texts of one job and the lines, counted from 1, that they came from."""
+    """The inputs of one job and the lines, counted from 1, that they came from."""
 
-    texts: Sequence[str]
+    inputs: Sequence[Input]
     first_line: int
     last_line: int
 
     def __repr__(self) -> str:
-        """Show where the texts came from, not the texts."""
-        return f"JobInput({len(self.texts)} texts, lines {self.first_line}..{self.last_line})"
+        """Show where the inputs came from, not the inputs."""
+        return f"JobInput({len(self.inputs)} inputs, lines {self.first_line}..{self.last_line})"
 
 
 @dataclass(slots=True)
 class _Group:
-    """Texts that will share a job: the grouping policy."""
+    """Inputs that will share a job, all of them texts or all of them ids: the grouping policy."""
 
     max_items: int
-    texts: list[str]
+    inputs: list[Input]
     payload_bytes: int = 0
     first_line: int = 0
     last_line: int = 0
 
-    def has_room(self, text_bytes: int) -> bool:
-        return len(self.texts) < self.max_items and self.payload_bytes + text_bytes <= GROUP_BYTES
+    def has_room(self, value: Input, size_bytes: int) -> bool:
+        is_alike = not self.inputs or isinstance(self.inputs[0], str) == isinstance(value, str)
+        return is_alike and len(self.inputs) < self.max_items and self.payload_bytes + size_bytes <= GROUP_BYTES
 
-    def add(self, text: str, text_bytes: int, line: int) -> None:
-        if not self.texts:
+    def add(self, value: Input, size_bytes: int, line: int) -> None:
+        if not self.inputs:
             self.first_line = line
-        self.texts.append(text)
-        self.payload_bytes += text_bytes
+        self.inputs.append(value)
+        self.payload_bytes += size_bytes
         self.last_line = line
 
     def take(self) -> Iterator[JobInput]:
-        if self.texts:
-            yield JobInput(self.texts, self.first_line, self.last_line)
-            self.texts = []
+        if self.inputs:
+            yield JobInput(self.inputs, self.first_line, self.last_line)
+            self.inputs = []
             self.payload_bytes = 0
 
 
@@ -86,26 +92,26 @@ def read_jobs(stream: BinaryIO, *, name: str, line_format: LineFormat, items_per
         stream: the file, opened for bytes.
         name: how error texts call it.
         line_format: how to read a line.
-        items_per_job: texts per job, 1..16,384; lines with `inputs` are jobs as they stand.
+        items_per_job: inputs per job, 1..16,384; lines with `inputs` are jobs as they stand.
 
     Raises:
         InputFileError: `name:line: reason` for the first line that cannot be sent, or an empty file.
     """
-    group = _Group(max_items=items_per_job, texts=[])
+    group = _Group(max_items=items_per_job, inputs=[])
     is_empty = True
     for number, line in enumerate(_lines(stream, name), start=1):
         try:
-            texts, is_job = _text_line(line) if line_format is LineFormat.TXT else _json_line(line)
-            size_bytes = _payload_bytes(texts)
+            inputs, is_job = _text_line(line) if line_format is LineFormat.TXT else _json_line(line)
+            size_bytes = _payload_bytes(inputs)
         except FormatError as error:
             raise InputFileError(f"{name}:{number}: {error}") from None
-        is_empty = is_empty and not texts
-        if is_job or not group.has_room(size_bytes):
+        is_empty = is_empty and not inputs
+        if is_job or (inputs and not group.has_room(inputs[0], size_bytes)):
             yield from group.take()
         if is_job:
-            yield JobInput(texts, number, number)
-        elif texts:
-            group.add(texts[0], size_bytes, number)
+            yield JobInput(inputs, number, number)
+        elif inputs:
+            group.add(inputs[0], size_bytes, number)
     if is_empty:
         raise InputFileError(f"{name}: nothing to send")
     yield from group.take()
@@ -122,7 +128,7 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
         yield line.removesuffix(b"\n").removesuffix(b"\r")
 
 
-def _text_line(line: bytes) -> tuple[list[str], bool]:
+def _text_line(line: bytes) -> tuple[Sequence[Input], bool]:
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -130,13 +136,17 @@ def _text_line(line: bytes) -> tuple[list[str], bool]:
     return ([text] if text.strip() else []), False
 
 
-def _json_line(line: bytes) -> tuple[list[str], bool]:
-    """Return the texts of a line, and whether they are a job of their own."""
+def _json_line(line: bytes) -> tuple[Sequence[Input], bool]:
+    """Return the inputs of a line, and whether they are a job of their own."""
     value = strict_json.parse(line, max_values=_MAX_LINE_VALUES)
     if isinstance(value, str):
         return [value], False
     if isinstance(value, dict) and set(value) == {"text"} and isinstance(value["text"], str):
         return [value["text"]], False
+    if isinstance(value, dict) and set(value) == {"ids"} and isinstance(value["ids"], list):
+        if not value["ids"] or not all(type(number) is int and 0 <= number < _ID_END for number in value["ids"]):
+            raise FormatError(f"ids is empty or holds something that is no integer of 0..{_ID_END - 1}")
+        return [value["ids"]], False
     if isinstance(value, dict) and set(value) == {"inputs"} and isinstance(value["inputs"], list):
         texts = value["inputs"]
         if not all(isinstance(text, str) for text in texts):
@@ -144,13 +154,18 @@ def _json_line(line: bytes) -> tuple[list[str], bool]:
         if not 1 <= len(texts) <= MAX_ITEMS:
             raise FormatError(f"inputs has {len(texts)} texts; a job holds 1..{MAX_ITEMS}")
         return texts, True
-    raise FormatError('not a string, {"text": string} or {"inputs": [string, ...]}')
+    raise FormatError('not a string, {"text": string}, {"ids": [integer, ...]} or {"inputs": [string, ...]}')
 
 
-def _payload_bytes(texts: Sequence[str]) -> int:
-    """Bytes of the texts inside a payload, commas included."""
+def _payload_bytes(inputs: Sequence[Input]) -> int:
+    """Bytes of the inputs inside a payload, at most; what stands between them included."""
     try:
-        size_bytes = sum(len(json.dumps(text, ensure_ascii=False).encode()) + 1 for text in texts)
+        size_bytes = sum(
+            len(json.dumps(value, ensure_ascii=False).encode()) + 1
+            if isinstance(value, str)
+            else _ID_BYTES * len(value) + _CBOR_HEAD_BYTES
+            for value in inputs
+        )
     except UnicodeEncodeError:
         raise FormatError("text holds a lone surrogate, which is not unicode text") from None
     if size_bytes > MAX_BODY_BYTES - _PAYLOAD_FRAME_BYTES:

@@ -3,7 +3,7 @@
 No I/O: objects come as bytes, data keys as a function. `open_result_of` is the only maker of `OpenedResult`, so whoever
 holds one holds an authentic result of the job that was submitted.
 
-Called by `mrgc.client`. May import: the standard library, mrgc.errors, mrgc.submitted, mrgc.wire.
+Called by `mrgc.client`. May import: the standard library, mrgc.answers, mrgc.errors, mrgc.submitted, mrgc.wire.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from mrgc.answers import MAX_RESULT_VALUES, Answers, read_answers
 from mrgc.errors import AuthenticationError, FormatError, ResultRefused
 from mrgc.submitted import SubmittedJob
 from mrgc.wire import sealed, strict_json
@@ -23,8 +24,6 @@ from mrgc.wire.strict_cbor import Buffer
 #: Longest sealed result: prefix, header, body, tag, trailer (docs/spec.md §1).
 MAX_RESULT_BYTES: Final = 12 + MAX_HEADER_BYTES + MAX_BODY_BYTES + 16 + MAX_TRAILER_BYTES
 MAX_HINT_BYTES: Final = 64  #: A hint holds one code, ASCII.
-#: What a JSON body can hold at four characters (`0.1,`) a value; bounds what parsing it allocates.
-MAX_RESULT_VALUES: Final = MAX_BODY_BYTES // 4
 _CODE: Final = re.compile(rb"[a-z][a-z0-9_]{0,63}")
 
 
@@ -54,6 +53,19 @@ class OpenedResult:
             return strict_json.parse(self.body, max_values=MAX_RESULT_VALUES)
         except FormatError:
             raise ResultRefused(f"the result of job {self.job.id} is authentic, but its body is not json") from None
+
+    def answers(self) -> Answers:
+        """Read embeddings, or scores with their labels, whatever type the body has (docs/spec.md §3).
+
+        Raises:
+            ResultRefused: the job failed, or the body has another form, whatever its type says.
+        """
+        if self.status == "failed":
+            raise ResultRefused(f"job {self.job.id} failed with {self.failure}: its result has no rows")
+        try:
+            return read_answers(self.body, self.type)
+        except FormatError as error:
+            raise ResultRefused(f"the result of job {self.job.id} is authentic, but {error}") from None
 
     @property
     def failure(self) -> str:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from mrgc.answers import MAX_RESULT_VALUES
 from mrgc.errors import AuthenticationError, FormatError, ResultRefused
-from mrgc.results import MAX_RESULT_VALUES
 from mrgc.wire import sealed, strict_json
 from mrgc.wire.headers import JSON_TYPE, OCTET_STREAM_TYPE
 from mrgc.wire.sealed import MAGIC, VERSION, Kind

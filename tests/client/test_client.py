@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,8 +19,9 @@ from mrgc.errors import ConfigError, FormatError, QueueUnavailable, ResultMissin
 from mrgc.job_queue import SEND_JOBS
 from mrgc.payloads import JobOptions
 from mrgc.waiting import State
-from mrgc.wire.headers import SAFETENSORS_TYPE
-from mrgc.wire.sealed import SealedJob, parse_job
+from mrgc.wire import strict_cbor
+from mrgc.wire.headers import CBOR_TYPE, SAFETENSORS_TYPE
+from mrgc.wire.sealed import SealedJob, open_job, parse_job
 from tests.client.tenants import MANIFEST, MODEL, OK_BODY, Tenant, draft_of
 
 OPTIONS = JobOptions(MODEL)
@@ -29,6 +31,11 @@ def sent_job(client: Client, tenant: Tenant) -> SealedJob:
     """Submit one job and take it from the queue as the service would."""
     client.submit(["hello"])
     return tenant.peer.jobs()[-1]
+
+
+def job_ids(tenant: Tenant) -> list[str]:
+    """The jobs in the queue, in order."""
+    return [job.header.job.hex() for job in tenant.peer.jobs()]
 
 
 def last_submitted(client: Client, tenant: Tenant) -> Any:
@@ -50,6 +57,32 @@ def test_texts_arrive_sealed_in_order_and_open_with_the_wrapped_key(client: Clie
     assert header.context == {"mrgc:tenant": "acme", "mrgc:use": "job"}
     assert (header.expires - header.created, header.floor) == (60, 0)
     assert (header.result, header.hosts, header.receipt, header.policy, header.ext) == (None,) * 5
+
+
+def test_token_ids_and_labels_arrive_as_the_specification_has_them(client: Client, tenant: Tenant) -> None:
+    """docs/spec.md §3: CBOR, byte strings of little-endian ids, labels as texts."""
+    client.submit([[101, 7, 102], [70_000]], options=JobOptions(MODEL, labels=["a file", "a number"]))
+    (job,) = tenant.peer.jobs()
+    assert (job.header.type, job.header.items) == (CBOR_TYPE, 2)
+    payload = strict_cbor.decode(open_job(job, data_key=tenant.peer.data_key(job.header.edk)))
+    assert payload["parameters"] == {"ids": "u32", "labels": ["a file", "a number"]}
+    assert [list(struct.unpack(f"<{len(ids) // 4}I", ids)) for ids in payload["inputs"]] == [[101, 7, 102], [70_000]]
+
+
+def test_scores_of_a_result_are_read_with_their_labels(client: Client, tenant: Tenant) -> None:
+    """From an authentic body; one of another form, or of a job that failed, is refused by name."""
+    for body, changes in (
+        (b'{"labels": ["yes", "no"], "scores": [[0.25, 0.75]], "errors": []}', {}),
+        (b'{"labels": ["yes", "no"], "scores": 1}', {}),
+        (b'{"errors": [{"code": "bad_payload"}]}', {"status": "failed"}),
+    ):
+        tenant.peer.answer(sent_job(client, tenant), body, **changes)
+    good, odd, failed = (client.open(client.fetch(job)) for job in map(client.find, job_ids(tenant)))
+    assert good.answers().best() == [("no", 0.75)]
+    with pytest.raises(ResultRefused, match="authentic, but result has a member that is no list"):
+        odd.answers()
+    with pytest.raises(ResultRefused, match="failed with bad_payload"):
+        failed.answers()
 
 
 def test_no_text_is_readable_in_the_queue_or_in_the_state_folder(client: Client, tenant: Tenant) -> None:

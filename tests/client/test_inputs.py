@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrgc import inputs
-from mrgc.errors import FormatError, InputFileError
+from mrgc.errors import ConfigError, FormatError, InputFileError
 from mrgc.inputs import GROUP_BYTES, JobInput, LineFormat, read_jobs
 from mrgc.job_queue import MAX_INLINE_BYTES
-from mrgc.payloads import JobOptions, encode_payload
+from mrgc.payloads import Input, JobOptions, encode_payload
+from mrgc.wire import strict_cbor
+from mrgc.wire.headers import CBOR_TYPE, JSON_TYPE
 from mrgc.wire.sealed import MAX_BODY_BYTES, MAX_HEADER_BYTES
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r"), min_size=1)
@@ -29,8 +31,8 @@ def read(data: bytes, line_format: LineFormat = LineFormat.JSONL, items_per_job:
 def test_text_lines_come_back_in_order_in_full_groups(texts: Sequence[str], items_per_job: int) -> None:
     """Every text of a .txt file is in exactly one job, in order, and only the last job may be short."""
     jobs = read("\n".join(texts).encode(), LineFormat.TXT, items_per_job)
-    assert [text for job in jobs for text in job.texts] == texts
-    assert all(len(job.texts) == items_per_job for job in jobs[:-1])
+    assert [text for job in jobs for text in job.inputs] == texts
+    assert all(len(job.inputs) == items_per_job for job in jobs[:-1])
     assert [job.first_line for job in jobs] == list(range(1, len(texts) + 1, items_per_job))
 
 
@@ -38,7 +40,7 @@ def test_text_lines_come_back_in_order_in_full_groups(texts: Sequence[str], item
 def test_json_lines_hold_any_text(texts: list[str]) -> None:
     """What a JSON string can say arrives unchanged, as a string or as an object."""
     lines = [json.dumps(text if index % 2 else {"text": text}) for index, text in enumerate(texts)]
-    assert [text for job in read("\n".join(lines).encode()) for text in job.texts] == texts
+    assert [text for job in read("\n".join(lines).encode()) for text in job.inputs] == texts
 
 
 def test_a_line_of_inputs_is_a_job_of_its_own() -> None:
@@ -56,8 +58,8 @@ def test_long_texts_are_grouped_so_that_a_job_fits_a_queue_message() -> None:
     """Groups close before the inline cap of the queue; a longer text is alone."""
     texts = ["\x01" * 30_000, "y" * 400_000, "z" * 600_000, "w"]
     jobs = read("\n".join(json.dumps(text) for text in texts).encode())
-    assert [len(job.texts) for job in jobs] == [1, 1, 1, 1]
-    sizes = [len(encode_payload(job.texts, JobOptions("m"))) for job in jobs]
+    assert [len(job.inputs) for job in jobs] == [1, 1, 1, 1]
+    sizes = [len(encode_payload(job.inputs, JobOptions("m")).body) for job in jobs]
     assert [size <= GROUP_BYTES + 256 for size in sizes] == [True, True, False, True]
     assert GROUP_BYTES + 256 + MAX_HEADER_BYTES + 12 + 16 <= MAX_INLINE_BYTES
 
@@ -78,6 +80,13 @@ def test_long_texts_are_grouped_so_that_a_job_fits_a_queue_message() -> None:
         (b'{"text": "a", "inputs": ["b"]}', "not a string"),
         (b'{"inputs": "a"}', "not a string"),
         (b'{"inputs": []}', "0 texts"),
+        (b'{"ids": []}', "ids is empty"),
+        (b'{"ids": [1, -1]}', "no integer of 0..4294967295"),
+        (b'{"ids": [4294967296]}', "no integer"),
+        (b'{"ids": [1.5]}', "no integer"),
+        (b'{"ids": [true]}', "no integer"),
+        (b'{"ids": "1"}', "not a string"),
+        (b'{"ids": [' + b"1," * 20_000 + b"1]}", "too many values"),
         (b'{"inputs": ["a", 1]}', "not a string"),
         (b'{"inputs": [' + b'"",' * 16_384 + b'""]}', "16385 texts"),
         (b'{"inputs": [' + b'"",' * 20_000 + b'""]}', "too many values"),
@@ -132,11 +141,44 @@ def test_a_text_shows_in_no_repr() -> None:
 
 def test_a_payload_leaves_defaults_out() -> None:
     """Only what differs from the specification's defaults is said."""
-    assert encode_payload(["é"], JobOptions("m")) == '{"inputs":["é"]}'.encode()
+    assert encode_payload(["é"], JobOptions("m")) == (JSON_TYPE, '{"inputs":["é"]}'.encode())
     options = JobOptions("m", truncate=True, accept="application/vnd.safetensors")
-    assert json.loads(encode_payload(["a"], options))["parameters"] == {
+    assert json.loads(encode_payload(["a"], options).body)["parameters"] == {
         "truncate": True,
         "accept": "application/vnd.safetensors",
     }
     with pytest.raises(FormatError):
         encode_payload(["\udfff"], options)
+
+
+def test_lines_of_token_ids_are_grouped_apart_from_texts() -> None:
+    """A job has one kind of inputs, so a change of kind begins a new one."""
+    data = b'{"ids": [101, 102]}\n{"ids": [70000]}\n"text"\n{"ids": [1]}\n'
+    assert read(data) == [([[101, 102], [70000]], 1, 2), (["text"], 3, 3), ([[1]], 4, 4)]
+
+
+@pytest.mark.parametrize(("ids", "kind", "packed"), [(65_535, "u16", b"\xff\xff"), (65_536, "u32", b"\0\0\x01\0")])
+def test_token_ids_travel_as_little_endian_byte_strings(ids: int, kind: str, packed: bytes) -> None:
+    """In the narrower of the two forms that holds every id of the job."""
+    payload = encode_payload([[ids], []], JobOptions("m", labels=("a", "b")))
+    assert payload.type == CBOR_TYPE
+    assert strict_cbor.decode(payload.body) == {
+        "inputs": [packed, b""],
+        "parameters": {"ids": kind, "labels": ["a", "b"]},
+    }
+
+
+@pytest.mark.parametrize("values", [["text", [1]], [[1], [-1]], [[1 << 32]]])
+def test_inputs_that_no_payload_holds_are_refused(values: Sequence[Input]) -> None:
+    """Texts beside ids, and numbers that are no ids."""
+    with pytest.raises(FormatError):
+        encode_payload(values, JobOptions("m"))
+
+
+@pytest.mark.parametrize(
+    "labels", [["one"], ["same", "same"], ["a", "b", "a"], ["a", "\ud800"], [str(number) for number in range(65)]]
+)
+def test_labels_that_no_model_takes_are_refused_before_anything_is_sealed(labels: list[str]) -> None:
+    """docs/spec.md §3: 2 to 64 different ones."""
+    with pytest.raises(ConfigError, match="label"):
+        JobOptions("m", labels=labels)
