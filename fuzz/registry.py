@@ -32,6 +32,7 @@ NAMES: Final = (
     "policy_reviews",
     "queue_messages",
     "recipient_keys",
+    "result_bodies",
     "sealed_objects",
     "strict_cbor",
     "strict_json",

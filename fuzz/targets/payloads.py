@@ -25,6 +25,8 @@ def check(data: bytes) -> bool:
     assert len(parsed.inputs) == _ITEMS
     assert type(parsed.truncate) is bool
     assert parsed.accept in (JSON_TYPE, SAFETENSORS_TYPE)
+    assert parsed.ids in (("", "u16", "u32") if content_type == CBOR_TYPE else ("",))
+    assert parsed.parameters.keys().isdisjoint({"truncate", "accept", "ids"})
     return True
 
 
@@ -35,10 +37,12 @@ def seeds() -> dict[str, bytes]:
         "json": b'\x01{"inputs": ["one", "two"], "parameters": {"truncate": true}} \n',
         "json-safetensors": b'\x01{"inputs": ["", 2], "parameters": {"accept": "application/vnd.safetensors"}}',
         "json-three-inputs": b'\x01{"inputs": ["one", "two", "three"]}',
-        "json-unknown-parameter": b'\x01{"inputs": ["one", "two"], "parameters": {"top": 1}}',
+        "json-of-the-model": b'\x01{"inputs": ["one", "two"], "parameters": {"labels": ["good", "bad"]}}',
+        "json-ids": b'\x01{"inputs": ["one", "two"], "parameters": {"ids": "u16"}}',
         "json-accept-a-list": b'\x01{"inputs": ["one", "two"], "parameters": {"accept": []}}',
         "cbor": b"\x00" + strict_cbor.encode({"inputs": inputs}),
         "cbor-parameters": b"\x00" + strict_cbor.encode({"inputs": inputs, "parameters": {"truncate": False}}),
+        "cbor-ids": b"\x00" + strict_cbor.encode({"inputs": [b"\1\0", b""], "parameters": {"ids": "u16"}}),
         "cbor-bytes": b"\x00" + strict_cbor.encode({"inputs": [b"one", {"a": [1]}]}),
         "cbor-many-values": b"\x00" + strict_cbor.encode({"inputs": [[0] * 80, "two"]}),
         "cbor-cut": b"\x00" + strict_cbor.encode({"inputs": inputs})[:-1],
