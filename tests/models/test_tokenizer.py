@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Encoding, Tokenizer
 
 from infra import tiny_model
+from infra.tiny_model import Kind
 from mrgc.errors import InputInvalid
 from worker.models.base import Tokens
 from worker.models.manifest import TOKENIZER
@@ -79,6 +80,33 @@ def test_what_is_not_text_fails_alone(tokenizer: TextTokenizer, value: object) -
 def test_odd_texts_are_served(tokenizer: TextTokenizer, text: str) -> None:
     """Empty texts, NULs and characters outside the vocabulary are texts."""
     assert 2 <= len(one(tokenizer, text).ids) <= LIMIT
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The tokenizer.json of a tiny RoBERTa."""
+    folder = tiny_model.write(tmp_path_factory.mktemp("roberta"), kind=Kind("RobertaModel"))
+    return (folder / TOKENIZER).read_bytes()
+
+
+@given(text=st.one_of(st.text(max_size=60), WORDS, WORDS.map(lambda text: text * 7), st.text(" a\n's1", max_size=300)))
+def test_byte_level_ids_are_those_of_the_reference_too(roberta: bytes, text: str) -> None:
+    """Words of a byte-level tokeniser begin with the white space before them, and never span a run of it."""
+    whole = Tokenizer.from_buffer(roberta)
+    tokenizer = TextTokenizer(roberta, max_tokens=LIMIT, vocabulary=1_000, with_offsets=True)
+    found, expected = one(tokenizer, text), whole.encode(text)
+    assert found.is_cut is (len(expected.ids) > LIMIT)
+    kept = [*range(LIMIT - 1), -1] if found.is_cut else range(len(expected.ids))
+    assert found.ids.tolist() == [expected.ids[place] for place in kept]
+    assert found.offsets is not None
+    assert found.offsets.tolist() == [list(expected.offsets[place]) for place in kept]
+
+
+def test_a_megabyte_without_a_gap_is_judged_in_time(roberta: bytes) -> None:
+    """A byte-level tokeniser has to join a million bytes of one word, or of white space, before it knows."""
+    tokenizer = TextTokenizer(roberta, max_tokens=LIMIT, vocabulary=1_000)
+    for text in ("a" * 1_000_000, " " * 1_000_000, "return" * 150_000):
+        assert one(tokenizer, text).is_cut
 
 
 def test_a_megabyte_of_one_word_is_one_unknown_word(tokenizer: TextTokenizer) -> None:
