@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,21 @@ def test_byte_level_ids_are_those_of_the_reference_too(roberta: bytes, text: str
     assert found.ids.tolist() == [expected.ids[place] for place in kept]
     assert found.offsets is not None
     assert found.offsets.tolist() == [list(expected.offsets[place]) for place in kept]
+
+
+@given(text=st.text(" a\n", max_size=40).map(lambda text: "b" + " " * 90 + text * 5))
+def test_a_text_is_not_probed_within_a_run_of_white_space(roberta: bytes, text: str) -> None:
+    """There byte-level words depend on what follows: of two spaces before a word the second is part of it."""
+    definition = json.loads(roberta)
+    vocabulary, merges = definition["model"]["vocab"], definition["model"]["merges"]
+    for half in ("\u0120" * length for length in (1, 2, 4, 8, 16, 32)):
+        vocabulary[half * 2] = len(vocabulary)
+        merges.append([half, half])
+    changed = json.dumps(definition).encode()
+    expected = Tokenizer.from_buffer(changed)
+    expected.enable_truncation(LIMIT)
+    found = one(TextTokenizer(changed, max_tokens=LIMIT, vocabulary=1_000), text)
+    assert found.ids.tolist() == expected.encode(text).ids
 
 
 def test_a_megabyte_without_a_gap_is_judged_in_time(roberta: bytes) -> None:
