@@ -46,10 +46,16 @@ def _run(model: Model, rows: Sequence[Row]) -> None:
             # A new error, because the traceback of this one keeps tensors alive.
             rows[0].job.fail_place(rows[0].place, DeviceOutOfMemory("input does not fit the device alone"))
             return
-        middle = len(rows) // 2
-        _run(model, rows[:middle])
-        _run(model, rows[middle:])
+    else:
+        _put(rows, outputs)
         return
+    # Outside the handler, whose exception keeps the tensors of the failed attempt.
+    middle = len(rows) // 2
+    _run(model, rows[:middle])
+    _run(model, rows[middle:])
+
+
+def _put(rows: Sequence[Row], outputs: Outputs) -> None:
     for row, output, is_sound in zip(rows, outputs, _are_finite(outputs), strict=True):
         if is_sound:
             row.answer.put(row.place, output)

@@ -1,20 +1,27 @@
 """The device that models run on: which it is, which number type it computes well in, how much memory it has.
 
-Called by worker.models.registry. May import: the standard library, torch, mrgc.errors.
+Also the one place where torch's own errors about its memory become ours. Called by worker.models.registry and by
+models. May import: the standard library, torch, mrgc.errors.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 
-from mrgc.errors import ConfigError
+from mrgc.errors import ConfigError, DeviceOutOfMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: CPU features (names of /proc/cpuinfo) that multiply bfloat16 natively; elsewhere it is slower than float32.
 BF16_FEATURES: Final = frozenset({"avx512_bf16", "amx_bf16"})
+#: What torch says, without a class of its own, when its allocator on the CPU or oneDNN's finds no memory.
+_NO_MEMORY: Final = ("DefaultCPUAllocator", "could not create a primitive")
 
 
 def choose_dtype(wish: str, *, native_bf16: bool) -> torch.dtype:
@@ -54,3 +61,18 @@ def total_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def out_of_memory_as_ours() -> Iterator[None]:
+    """Turn the errors of an allocation that failed into DeviceOutOfMemory; others pass."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceOutOfMemory("token batch does not fit the device") from error
+    except MemoryError as error:
+        raise DeviceOutOfMemory("token batch does not fit the memory") from error
+    except RuntimeError as error:
+        if any(said in str(error) for said in _NO_MEMORY):
+            raise DeviceOutOfMemory("token batch does not fit the memory") from error
+        raise

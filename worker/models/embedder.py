@@ -1,7 +1,7 @@
 """Text models with a BERT-family encoder: a verified folder turned into tokeniser, encoder and head.
 
-Called by worker.models.registry; implements `worker.models.base.Model`. The one place where torch's own errors
-become ours. May import: the standard library, numpy, torch, mrgc.errors, worker.models.
+Called by worker.models.registry; implements `worker.models.base.Model`. May import: the standard library, numpy, torch,
+mrgc.errors, worker.models.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mrgc.errors import ConfigError, DeviceOutOfMemory
+from mrgc.errors import ConfigError
 from worker.models.answers import EmbeddingAnswer, ScoreAnswer, ensure_no_parameters
 from worker.models.bert import BertEncoder
 from worker.models.bert_weights import BertConfig, load_weights
+from worker.models.device import out_of_memory_as_ours
 from worker.models.heads import Classifier, unit_vectors
 from worker.models.manifest import CLASSIFY, CLASSIFY_TOKENS, CONFIG, EMBED, TOKENIZER, WEIGHTS
 from worker.models.token_answer import TokenAnswer
@@ -80,17 +81,10 @@ class TextEmbedder:
 
     def forward(self, rows: Sequence[Ids]) -> Outputs:
         """See `worker.models.base.Model.forward`."""
-        try:
+        with out_of_memory_as_ours():
             if self._task == CLASSIFY_TOKENS:
                 return list(self._encoder.embed_tokens(rows))
             return self._encoder.embed(rows)
-        except torch.OutOfMemoryError as error:
-            raise DeviceOutOfMemory("token batch does not fit the device") from error
-        except RuntimeError as error:
-            # torch has no class of its own for the allocator of the CPU.
-            if "DefaultCPUAllocator" in str(error):
-                raise DeviceOutOfMemory("token batch does not fit the memory") from error
-            raise
 
     def _warm_up(self) -> None:
         """Pay for lazy initialisation before the first tenant does, and prove that the weights give numbers."""
