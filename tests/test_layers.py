@@ -49,6 +49,7 @@ ALLOWED: Final[dict[str, frozenset[str]]] = {
     "worker.engine_protocol": HOST,
     "worker.engine*": HOST | {"numpy", "torch"},
     "worker.models*": HOST | {"numpy", "torch", "tokenizers", "safetensors"},
+    "worker.models.generator": HOST | {"numpy", "torch", "tokenizers", "vllm"},
     # rule 4
     "tasks*": HOST | {"celery", "kombu", "tasks"},
 }
@@ -56,7 +57,7 @@ ALLOWED: Final[dict[str, frozenset[str]]] = {
 FREE: Final = ("infra*",)
 
 #: What the process that holds plaintext has no use for.
-ENGINE_WITHOUT: Final = ("celery", "redis", "boto3", "obstore", "tasks", "enclave", "infra", "worker.intake")
+ENGINE_WITHOUT: Final = ("celery", "redis", "boto3", "obstore", "tasks", "enclave", "infra", "worker.intake", "vllm")
 
 #: Modules that a process of this name must not have loaded once its entry module is imported: what a contract on source
 #: text cannot see, because a third-party package may bring it along.

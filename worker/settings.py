@@ -35,6 +35,7 @@ _IMDS: Final = re.compile(r"http://(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?")
 #: Amazon EC2 Auto Scaling API Reference, "CompleteLifecycleAction".
 _GROUP: Final = re.compile(r"[ -9;-~]{1,255}")
 _HOOK: Final = re.compile(r"[A-Za-z0-9_/-]{1,255}")
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _DEVICE: Final = re.compile(r"cpu|cuda(:[0-9]{1,2})?")
 
 
@@ -199,6 +200,8 @@ class EngineSettings:
     max_body_bytes: int = MAX_BODY_BYTES
     #: What the weights of all models may take of the device's memory; 0 is half of it.
     model_memory_bytes: int = 0
+    #: Handlers of installed packages that a manifest may name (entry points of mrgc.models).
+    model_handlers: frozenset[str] = frozenset()
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> EngineSettings:
@@ -219,6 +222,7 @@ class EngineSettings:
             max_batch_tokens=env.integer("MRGC_MAX_BATCH_TOKENS", 4_096, within=(16, 1 << 24)),
             max_body_bytes=env.integer("MRGC_MAX_BODY_BYTES", MAX_BODY_BYTES, within=(1, MAX_BODY_BYTES)),
             model_memory_bytes=env.integer("MRGC_MODEL_MEMORY_BYTES", 0, within=(0, 1 << 48)),
+            model_handlers=env.names("MRGC_MODEL_HANDLERS"),
         )
 
 
@@ -272,6 +276,13 @@ class _Env:
         if value not in among:
             raise ConfigError(f"{name} is none of {', '.join(among)}")
         return value
+
+    def names(self, name: str) -> frozenset[str]:
+        value = self._environ.get(name)
+        found = frozenset(value.split(",")) if value else frozenset()
+        if not all(map(_NAME.fullmatch, found)):
+            raise ConfigError(f"{name} is not a list of names with commas between them")
+        return found
 
     def number(self, name: str, default: float, *, within: tuple[float, float]) -> float:
         try:

@@ -104,6 +104,8 @@ def test_a_wrong_worker_setting_is_named_and_not_shown(name: str, value: str) ->
         ("MRGC_DEVICE", "tpu"),
         ("MRGC_MODEL_MEMORY_BYTES", "-1"),
         ("MRGC_MODEL_MEMORY_BYTES", "2GB"),
+        ("MRGC_MODEL_HANDLERS", "*"),
+        ("MRGC_MODEL_HANDLERS", "one,"),
     ],
 )
 def test_a_wrong_engine_setting_is_refused(name: str, value: str) -> None:

@@ -51,7 +51,11 @@ def run(environ: Mapping[str, str], *, load: Callable[..., Registry] = registry.
         if settings.threads:
             torch.set_num_threads(settings.threads)
         models = load(
-            settings.models, device=settings.device, dtype=settings.dtype, memory_bytes=settings.model_memory_bytes
+            settings.models,
+            device=settings.device,
+            dtype=settings.dtype,
+            memory_bytes=settings.model_memory_bytes,
+            handlers=settings.model_handlers,
         )
         _ensure_budget(models, settings.max_batch_tokens)
         return _serve(settings, models)

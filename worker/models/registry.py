@@ -5,23 +5,31 @@ Called by worker.engine at start. May import: the standard library, torch, mrgc.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mrgc.errors import ConfigError, UnknownModel
 from worker.models import budget
 from worker.models.device import choose_dtype, has_native_bf16, open_device, total_bytes
 from worker.models.embedder import TextEmbedder
 from worker.models.folder import naming, survey
-from worker.models.manifest import MANIFEST
+from worker.models.generator import KV_CACHE_BYTES, TextGenerator
+from worker.models.handlers import ensure_model
+from worker.models.handlers import find as find_handler
+from worker.models.manifest import GENERATE, MANIFEST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     import torch
 
     from worker.models.base import Model
     from worker.models.folder import ModelFolder
+    from worker.models.handlers import Handler
+
+#: Classes for the tasks that the encoder does not do.
+_TASKS: Final[Mapping[str, Handler]] = {GENERATE: TextGenerator}
 
 
 class Registry:
@@ -55,7 +63,9 @@ class Registry:
         return model
 
 
-def load(folder: Path, *, device: str, dtype: str, memory_bytes: int = 0) -> Registry:
+def load(
+    folder: Path, *, device: str, dtype: str, memory_bytes: int = 0, handlers: AbstractSet[str] = frozenset()
+) -> Registry:
     """Verify and load every model folder below `folder`, once every one of them was surveyed.
 
     Args:
@@ -64,6 +74,7 @@ def load(folder: Path, *, device: str, dtype: str, memory_bytes: int = 0) -> Reg
         device: MRGC_DEVICE.
         dtype: MRGC_DTYPE.
         memory_bytes: MRGC_MODEL_MEMORY_BYTES; 0 is half of the device's memory.
+        handlers: MRGC_MODEL_HANDLERS, the models of one's own that may be imported.
 
     Raises:
         ConfigError: a folder is not exactly what its manifest says, there is none, or they do not fit the memory.
@@ -75,10 +86,10 @@ def load(folder: Path, *, device: str, dtype: str, memory_bytes: int = 0) -> Reg
         with naming(entry.name):
             surveyed.append(survey(entry))
     budget.ensure_fits(
-        {each.manifest.name: each.weights_bytes(number_type.itemsize) for each in surveyed},
+        {each.manifest.name: _need_bytes(each, number_type.itemsize) for each in surveyed},
         budget_bytes=budget.resolve(memory_bytes, device_bytes=total_bytes(target)),
     )
-    return Registry(_load_one(each, device=target, dtype=number_type) for each in surveyed)
+    return Registry(_load_one(each, device=target, dtype=number_type, handlers=handlers) for each in surveyed)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -92,8 +103,16 @@ def _entries(folder: Path) -> list[Path]:
     return entries
 
 
-def _load_one(folder: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> Model:
+def _need_bytes(folder: ModelFolder, item_bytes: int) -> int:
+    beside = KV_CACHE_BYTES if folder.manifest.task == GENERATE else 0
+    return folder.weights_bytes(item_bytes) + beside
+
+
+def _load_one(folder: ModelFolder, *, device: torch.device, dtype: torch.dtype, handlers: AbstractSet[str]) -> Model:
+    own = folder.manifest.handler
     with naming(folder.manifest.name):
-        model = TextEmbedder(folder, device=device, dtype=dtype)
+        handler = find_handler(own, allowed=handlers) if own else _TASKS.get(folder.manifest.task, TextEmbedder)
+        model = handler(folder, device=device, dtype=dtype)
+        ensure_model(model, folder)
         folder.verify()
     return model
