@@ -41,7 +41,7 @@ PATHS: Final = (PATH_16, PATH_1, PATH_16_TENSOR)
 PEERS: Final = (BEST, DEFAULT, SORTED, ARRIVING)
 
 #: Texts that the best batch size is looked for on.
-SWEEP_TEXTS: Final = 128
+SWEEP_TEXTS: Final = 64
 WARM_TEXTS: Final = 64
 GIVE_UP_S: Final = 600.0
 

@@ -1,8 +1,8 @@
 """sentence-transformers on the same texts and weights: as its users call it, and as padding services batch.
 
 Bias, all in the peers' favour: no progress bar; its own sort by length over all texts, which a service that answers in
-order of arrival cannot do; the best batch size is looked for on texts that are measured afterwards. Tokenising is
-included on both sides.
+order of arrival cannot do; the best batch size is looked for on texts that are measured afterwards; OpenMP's waiting
+threads sleep. Tokenising is included on both sides.
 
 May import: everything. It takes seconds to import its peer, so that happens in the constructor.
 """
@@ -21,7 +21,7 @@ from worker.models.base import Embeddings, Ids
 from worker.models.fetch_minilm import package_folder
 
 DEFAULT_BATCH: Final = 32
-SWEEP: Final = (4, 8, 16, 32, 64)
+SWEEP: Final = (8, 16, 32, 64)
 SWEEPS: Final = 2  #: The better one counts, so that a neighbour's moment does not choose the batch size.
 #: Tokens of one sorted batch, padding included; the fastest of 1k to 8k (docs/adr/0007).
 SORTED_BUDGET_TOKENS: Final = 2_048
