@@ -234,6 +234,7 @@ def test_zero_shot_scores_are_the_softmax_of_the_cosines(
         ("wide", {"labels": ["joy", 7]}),
         ("wide", {"labels": ["joy", "\ud800"]}),
         ("wide", {"labels": ["joy", "long " * 200]}),
+        ("wide", {"labels": ["joy", "long " * 200], "truncate": True}),
         ("wide", {"labels": ["joy", "anger"], "temperature": 1}),
         ("wide", {"ids": "u16"}),
         ("wide", {"unknown": True}),

@@ -103,8 +103,8 @@ def test_byte_level_ids_are_those_of_the_reference_too(roberta: bytes, text: str
     assert found.offsets.tolist() == [list(expected.offsets[place]) for place in kept]
 
 
-@given(text=st.text(" a\n", max_size=40).map(lambda text: "b" + " " * 90 + text * 5))
-def test_a_text_is_not_probed_within_a_run_of_white_space(roberta: bytes, text: str) -> None:
+@given(spaces=st.integers(90, 420))
+def test_a_text_is_not_probed_within_a_run_of_white_space(roberta: bytes, spaces: int) -> None:
     """There byte-level words depend on what follows: of two spaces before a word the second is part of it."""
     definition = json.loads(roberta)
     vocabulary, merges = definition["model"]["vocab"], definition["model"]["merges"]
@@ -114,6 +114,7 @@ def test_a_text_is_not_probed_within_a_run_of_white_space(roberta: bytes, text: 
     changed = json.dumps(definition).encode()
     expected = Tokenizer.from_buffer(changed)
     expected.enable_truncation(LIMIT)
+    text = "b" + " " * spaces + "b"
     found = one(TextTokenizer(changed, max_tokens=LIMIT, vocabulary=1_000), text)
     assert found.ids.tolist() == expected.encode(text).ids
 
