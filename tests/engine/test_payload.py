@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import cbor2
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mrgc.errors import PayloadError
+from mrgc.payloads import JobOptions, encode_payload
 from mrgc.wire import strict_cbor
 from mrgc.wire.headers import CBOR_TYPE, JSON_TYPE, SAFETENSORS_TYPE
 from worker.engine import payload
 from worker.engine.payload import Payload
+from worker.models.token_ids import DTYPES
+
+VECTORS: list[dict[str, Any]] = json.loads(
+    (Path(__file__).parents[1] / "vectors" / "payloads" / "vectors.json").read_bytes()
+)
 
 
 def parse(text: bytes, items: int = 1, content_type: str = JSON_TYPE) -> Payload:
@@ -28,6 +36,26 @@ def test_json_and_cbor_payloads_say_the_same(inputs: list[str]) -> None:
     expected = Payload(list(inputs), truncate=False, accept=JSON_TYPE, ids="", parameters={})
     assert parse(json.dumps({"inputs": inputs}).encode(), len(inputs)) == expected
     assert parse(strict_cbor.encode({"inputs": inputs}), len(inputs), CBOR_TYPE) == expected
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: str(vector["name"]))
+def test_payloads_are_those_of_the_vectors(vector: dict[str, Any]) -> None:
+    """What the tenant's client writes is what the engine reads, and neither has another form for it."""
+    body = bytes.fromhex(vector["body"])
+    if "code" in vector:
+        with pytest.raises(PayloadError) as caught:
+            parse(body, vector["items"], vector["type"])
+        assert caught.value.code == vector["code"]
+        return
+    inputs, options = vector["inputs"], vector["options"]
+    assert encode_payload(inputs, JobOptions("m", **options)) == (vector["type"], body)
+    parsed = parse(body, len(inputs), vector["type"])
+    assert (parsed.truncate, parsed.accept) == (options.get("truncate", False), options.get("accept", JSON_TYPE))
+    assert parsed.parameters == ({"labels": options["labels"]} if "labels" in options else {})
+    if parsed.ids:
+        assert [np.frombuffer(value, DTYPES[parsed.ids]).tolist() for value in parsed.inputs] == inputs  # type: ignore[call-overload]
+    else:
+        assert parsed.inputs == inputs
 
 
 @pytest.mark.parametrize("content_type", [JSON_TYPE, CBOR_TYPE])
