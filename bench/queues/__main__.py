@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.memory:
             figures = memory.measure(Path(name), tell=progress)
         else:
-            rounds = measure(Path(name), options.rounds, options.only)
+            rounds = measure(Path(name), options.rounds, only=options.only, minutes=options.minutes)
             report(rounds)
             figures = summary(rounds) if not options.only else {}
     if options.json and figures:
@@ -73,17 +73,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(directory: Path, rounds: int, only: str | None) -> Rounds:
-    """Let the arrangements take turns."""
+def measure(directory: Path, rounds: int, *, only: str | None, minutes: float) -> Rounds:
+    """Let the arrangements take turns, until another round would end too late."""
     progress("starting Redis, SQS, KMS, enclave and engine; making 1,000 tenants")
     with stage.standing(directory) as standing:
         progress("sealing jobs")
         chosen = {name: build(standing) for name, build in ARRANGEMENTS.items() if only in (None, name)}
         measured: dict[str, list[Run]] = {name: [] for name in chosen}
+        end_s, longest_s = _BEGAN_S + 60 * minutes, 0.0
         for number in range(rounds):
+            began_s = time.monotonic()
+            if number and began_s + longest_s > end_s:
+                break
             for name, arrangement in _rotated(chosen, number):
                 measured[name].append(run(arrangement, directory / f"run-{number}", standing.pids))
                 progress(f"round {number + 1}/{rounds}  {name:24} {measured[name][-1].jobs_per_s:8.0f} jobs/s")
+            longest_s = max(longest_s, time.monotonic() - began_s)
     return measured
 
 
@@ -120,7 +125,8 @@ def progress(line: str) -> None:
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.queues", description="jobs per second, ours and Celery's")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=4, help="at most [4]")
+    parser.add_argument("--minutes", type=float, default=9.0, help="begin no round that would end later [9]")
     parser.add_argument("--only", choices=tuple(ARRANGEMENTS), help="measure one arrangement")
     parser.add_argument("--memory", action="store_true", help="measure the worker's memory instead")
     parser.add_argument("--directory", type=Path, help="for queue, results and sockets; in memory by default")
