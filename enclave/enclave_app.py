@@ -3,16 +3,17 @@
 There is no switch in here or behind it that turns attestation off. The one-machine stack calls `build` with an NSM
 whose root nobody else trusts. Run as `python -m enclave.enclave_app`.
 
-May import: the standard library, enclave, mrgc.wire.
+May import: the standard library, enclave, mrgc.errors, mrgc.wire.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -31,8 +32,11 @@ from enclave.kms_transport import Dial
 from enclave.nsm import Nsm, NsmDevice
 from enclave.operations import Operations, Parts
 from enclave.server import MAX_CONNECTIONS, Server
+from mrgc.errors import InternalError
 from mrgc.wire.addresses import PARENT_CID, VsockAddress, connect, listen
 from mrgc.wire.frames import SLICE_BYTES
+
+logger = logging.getLogger(__name__)
 
 PORT: Final = 5_000  #: docs/spec.md §6, AF_VSOCK.
 #: The roots that may vouch for KMS; beside the code, so that the image's measurement covers them.
@@ -72,13 +76,17 @@ class Enclave:
         )
         self._server = Server(Operations(parts), counters, limits)
         self._stopping = threading.Event()
+        self._is_broken = False
 
     def serve(self, listener: socket.socket) -> None:
-        """Serve until `stop`; the listener is closed and every key zeroed when this returns."""
-        threads = [
-            threading.Thread(target=self._attestation.keep_renewing, args=(self._stopping,), name="attestation"),
-            threading.Thread(target=self._keep_house, name="house"),
-        ]
+        """Serve until `stop`; the listener is closed and every key zeroed when this returns.
+
+        Raises:
+            InternalError: a defect has ended the thread that renews documents, or the one that cuts connections and
+                zeroes aged keys. An enclave without them would go on, silently, and never recover.
+        """
+        works = {"attestation": partial(self._attestation.keep_renewing, self._stopping), "house": self._keep_house}
+        threads = [threading.Thread(target=self._vital, args=(work,), name=name) for name, work in works.items()]
         for thread in threads:
             thread.start()
         try:
@@ -90,10 +98,21 @@ class Enclave:
             self._kms_calls.close()
             self._data_keys.close()
             self._kms.close()
+        if self._is_broken:
+            raise InternalError("a thread that the enclave needs has died")
 
     def stop(self) -> None:
         """Make `serve` return; safe in a signal handler."""
         self._server.stop()
+
+    def _vital(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001  it ends the enclave, which its supervisor starts anew
+            # The class only: an exception's text may quote what it failed on.
+            logger.error("thread %s died: %s", threading.current_thread().name, type(error).__name__)
+            self._is_broken = True
+            self.stop()
 
     def _keep_house(self) -> None:
         while not self._stopping.wait(TICK_S):

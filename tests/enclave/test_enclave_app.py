@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -11,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from enclave import enclave_app
+from enclave import attestation, enclave_app
 from enclave.kms_regions import PROXY_PORTS, endpoint, proxy_port
 from enclave.nsm import NsmError
 from infra.local_nsm import LocalNsm
-from mrgc.errors import KeyAccessError
+from mrgc.errors import InternalError, KeyAccessError
 from mrgc.wire.addresses import UnixAddress, listen
 from tests.enclave.stack import PCRS, REPOSITORY, Caller, Kms
 
@@ -25,7 +26,7 @@ ARN = "arn:aws:kms:{}:123456789012:key/1234"
 PROGRAM = """
 import ctypes, json, resource, signal, socket, sys
 from pathlib import Path
-from enclave import enclave_app
+from enclave import attestation, enclave_app
 from enclave.hardening import harden
 from infra.local_nsm import LocalNsm
 from mrgc.wire.addresses import UnixAddress, listen
@@ -77,6 +78,25 @@ def test_without_a_first_document_there_is_no_enclave(pki: Path, kms: Kms) -> No
 
     with pytest.raises(NsmError):
         enclave_app.build(Mute(pki, PCRS), kms.dial, str(kms.ca))
+
+
+@pytest.mark.parametrize("thread", ["attestation", "house"])
+def test_a_thread_that_dies_ends_the_enclave_instead_of_leaving_it_half_alive(
+    tmp_path: Path, pki: Path, *, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, thread: str
+) -> None:
+    """A defect where nobody waits for an answer stops serving with an error, and its text stays inside."""
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("canary")
+
+    enclave = enclave_app.build(LocalNsm(pki, PCRS), lambda *_: socket.socket(), str(enclave_app.CA_FILE))
+    monkeypatch.setattr(attestation, "RENEWAL_S", 0.01)
+    monkeypatch.setattr(enclave_app, "TICK_S", 0.01)
+    owner, name = {"attestation": (enclave._attestation, "renew"), "house": (enclave._data_keys, "sweep")}[thread]
+    monkeypatch.setattr(owner, name, broken)
+    with pytest.raises(InternalError):
+        enclave.serve(listen(UnixAddress(tmp_path / "e.sock"), backlog=1))
+    assert caplog.messages == [f"thread {thread} died: ZeroDivisionError"]
 
 
 def test_stop_before_serve_and_twice_is_harmless(tmp_path: Path, pki: Path, kms: Kms) -> None:
