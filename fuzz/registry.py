@@ -33,6 +33,7 @@ NAMES: Final = (
     "queue_messages",
     "recipient_keys",
     "result_bodies",
+    "safetensors_headers",
     "sealed_objects",
     "strict_cbor",
     "strict_json",
