@@ -106,6 +106,8 @@ def _by_form(forms: JobForms, data: bytes) -> Reading:
     except FormatError:
         return None
     cut = job.cut
+    # As admission reads it: the whole header, made of the form's and the job's own.
+    assert cut.header() == parse_job(data).header
     own = (cut.job, cut.salt, cut.commit, cut.created, cut.expires, cut.body_bytes)
     return *own, _shared(cut.form.first.to_map()), job.aad, bytes(job.ciphertext), job.request
 
