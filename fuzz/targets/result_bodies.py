@@ -61,7 +61,7 @@ def seeds() -> dict[str, bytes]:
         "tensor-embeddings": _tensors(bytes(16), failed, embeddings=("F32", [2, 2], [0, 16])),
         "tensor-scores": _tensors(bytes(8), {"labels": '["a", "b"]'}, scores=("F32", [1, 2], [0, 8])),
         "tensor-tokens": _tensors(bytes(24) + struct.pack("<2I", 1, 2) + bytes(24), {"labels": '["a", "b"]'}, **rows),
-        "tensor-lengths-differ": _tensors(bytes(56), **rows),
+        "tensor-lengths-differ": _tensors(bytes(56), None, **rows),
         "tensor-outside": _tensors(bytes(4), scores=("F32", [1, 2], [0, 8])),
         "tensor-enormous": _tensors(b"", scores=("F32", [1 << 40, 1 << 40], [0, 1 << 82])),
         "tensor-header-outside": b"\x00" + b"\xff" * 16,
