@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,6 @@ import pytest
 import torch
 
 from infra import tiny_model
-from tests.enclave.stack import REPOSITORY
 from worker.engine.forwarding import forward
 from worker.engine.jobs import Batch, Job, Row
 from worker.models import registry
@@ -92,45 +89,3 @@ def test_what_a_failed_attempt_held_is_free_before_the_next(model: TextEmbedder)
     run(model, TEXTS)
     assert len(greedy.held) > 2
     assert not greedy.held_during_a_retry
-
-
-#: Runs one batch twice: with all the memory there is, and with so little that it has to be halved.
-SHORT_OF_MEMORY: Final = """
-import resource, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from infra import tiny_model
-from tests.engine.test_out_of_memory import run
-from worker.models import registry
-
-model = registry.load(Path(sys.argv[1]), device="cpu", dtype="fp32").find(tiny_model.NAME)
-texts = [f"{number} the " + "of the file " * 30 for number in range(600)]
-attempts = []
-embed = model._encoder.embed
-model._encoder.embed = lambda rows: (attempts.append(len(rows)), embed(rows))[1]
-expected, _ = run(model, texts[:300])
-used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + (24 << 20), resource.RLIM_INFINITY))
-attempts.clear()
-found, codes = run(model, texts)
-resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-assert codes == {}, codes
-assert len(attempts) >= 3, attempts
-assert found[:300] == expected
-print("halved", attempts)
-"""
-
-
-def test_a_process_short_of_memory_halves_its_batches(models: Path) -> None:
-    """With an address space that ends in the middle of a forward pass, every input is served with the same bits."""
-    done = subprocess.run(
-        [sys.executable, "-c", SHORT_OF_MEMORY, str(models)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=55,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("halved [600, ")
