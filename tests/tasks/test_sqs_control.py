@@ -164,6 +164,24 @@ def test_a_call_with_a_routing_key_of_its_own_is_deleted_where_it_came_from(
     assert worker.end() == 0
 
 
+def test_an_edge_worker_forwards_from_sqs(start_worker: StartWorker, sqs: LocalSqs, environ: dict[str, str]) -> None:
+    """`tasks.infer` arrives as Celery sends it and in the base64 of kombu's default; what is no job stays behind."""
+    for name in ("MRGC_ENGINES", "MRGC_RESULTS_URL"):
+        del environ[name]
+    worker = start_worker("-Q", "infer", ready=False)
+    jobs = [base64.b64encode(seal()).decode() for _ in range(2)]
+    call(environ, "tasks.infer", jobs[0])
+    in_base64 = json.dumps(crafted.envelope(*crafted.call("tasks.infer", jobs[1]))).encode()
+    sqs.send("mrgc-celery_infer", base64.b64encode(in_base64).decode())
+    sqs.send("mrgc-celery_infer", json.dumps(crafted.envelope(*crafted.call("tasks.infer", "no job"))))
+    until(lambda: sqs.count("mrgc-acme") == 2, within_s=30, what="both are in the tenant's queue")
+    until(lambda: sqs.count("mrgc-celery_infer_dead") == 1, within_s=30, what="what is no job is a dead letter")
+    assert sqs.count("mrgc-celery_infer") == 0
+    messages = sqs.client.receive_message(QueueUrl=sqs.url("mrgc-acme"), MaxNumberOfMessages=10)["Messages"]
+    assert sorted(message["Body"] for message in messages) == sorted(jobs)
+    assert worker.end() == 0
+
+
 def test_a_worker_outlives_sqs(
     start_worker: StartWorker, sqs: LocalSqs, environ: dict[str, str], results: Path
 ) -> None:
