@@ -85,6 +85,7 @@ type: $(STAMP) ## Check types
 
 bench: models ## Measure inference, the enclave and the queues against their peers on this machine
 	@$(BIN)/python -m bench --out bench/results
+	@$(BIN)/python -m bench.plot
 
 all: lint type test ## Everything that must pass before a change lands
 

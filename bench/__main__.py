@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = {name: run(name) for name in options.only or BENCHMARKS}
     for name, figures in found.items():
         if figures and options.out:
+            options.out.mkdir(parents=True, exist_ok=True)
             (options.out / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
     print(table({name: figures for name, figures in found.items() if figures}))
     failed = [name for name, figures in found.items() if not figures]

@@ -52,6 +52,7 @@ def main() -> int:
             summary = report.summary(measured, contenders)
     print(report.table(summary))
     if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(summary, indent=1) + "\n")
     if options.json:
         print(json.dumps(summary), flush=True)
