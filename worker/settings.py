@@ -195,8 +195,10 @@ class EngineSettings:
     dtype: str = "auto"
     #: Threads of a CPU forward, each with a piece of the token batch to itself; 0 leaves torch's default.
     threads: int = 0
-    #: Tokens of one forward pass.
-    max_batch_tokens: int = 4_096
+    #: Processes that tokenise; None leaves it to the engine, which goes by its device and its cores.
+    tokeniser_processes: int | None = None
+    #: Tokens of one forward pass; 0 leaves it to the engine, which goes by the kind of its device.
+    max_batch_tokens: int = 0
     max_body_bytes: int = MAX_BODY_BYTES
     #: What the weights of all models may take of the device's memory; 0 is half of it.
     model_memory_bytes: int = 0
@@ -219,7 +221,8 @@ class EngineSettings:
             device=env.text("MRGC_DEVICE", "cpu", pattern=_DEVICE),
             dtype=env.choice("MRGC_DTYPE", "auto", among=("auto", "bf16", "fp32")),
             threads=env.integer("MRGC_THREADS", 0, within=(0, 1_024)),
-            max_batch_tokens=env.integer("MRGC_MAX_BATCH_TOKENS", 4_096, within=(16, 1 << 24)),
+            tokeniser_processes=env.count_or_none("MRGC_TOKENISER_PROCESSES", most=256),
+            max_batch_tokens=env.integer("MRGC_MAX_BATCH_TOKENS", 0, within=(0, 1 << 24)),
             max_body_bytes=env.integer("MRGC_MAX_BODY_BYTES", MAX_BODY_BYTES, within=(1, MAX_BODY_BYTES)),
             model_memory_bytes=env.integer("MRGC_MODEL_MEMORY_BYTES", 0, within=(0, 1 << 48)),
             model_handlers=env.names("MRGC_MODEL_HANDLERS"),
@@ -299,6 +302,9 @@ class _Env:
         if value != int(value):
             raise ConfigError(f"{name} is not a whole number")
         return int(value)
+
+    def count_or_none(self, name: str, *, most: int) -> int | None:
+        return self.integer(name, 0, within=(0, most)) if self._environ.get(name) else None
 
     def address(self, name: str) -> str:
         value = self.text(name)

@@ -11,10 +11,12 @@ import pytest
 from mrgc.errors import ModelError, MrgcError
 from tests.engine.host import MODEL, Host
 from tests.waiting import until
+from worker.engine.counters import Counters
 from worker.engine.enclave_client import EnclaveClient
 from worker.engine.jobs import Batch
 from worker.engine.opening import Opener
 from worker.engine.pipeline import Pipeline
+from worker.engine.scrubbing import Scrubber
 from worker.engine.sealing import Sealer
 from worker.engine_protocol import HEALTHY, WAITING, Served
 from worker.models.base import Ids, Model, Outputs, Tokens
@@ -61,7 +63,8 @@ class Running:
         self.failures = threading.Event()
         opener = Opener(self._client(), Registry([self.model]), max_body_bytes=CAP)
         sealer = Sealer(self._client(), max_body_bytes=CAP)
-        self.pipeline = Pipeline(opener, sealer, budget_tokens=BUDGET, on_failure=self.failures.set)
+        scrubber = Scrubber([self.model], Counters())
+        self.pipeline = Pipeline(opener, sealer, scrubber, budget_tokens=BUDGET, on_failure=self.failures.set)
         self.pipeline.start()
 
     def _client(self) -> EnclaveClient:

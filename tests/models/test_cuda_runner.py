@@ -18,6 +18,7 @@ from worker.models.cuda_attention import DeviceBatch, attend_padded, has_flash
 from worker.models.cuda_encoder import DeviceEncoder, pool_mean
 from worker.models.cuda_runner import DeviceRunner, Flight
 from worker.models.cuda_slots import SLOTS, Ring, Slot
+from worker.models.heads import unit_vectors
 from worker.models.manifest import CONFIG, WEIGHTS
 
 CPU = torch.device("cpu")
@@ -43,7 +44,7 @@ class Watched(DeviceRunner):
         def compute(batch: DeviceBatch) -> Tensor:
             if self.failing is not None:
                 raise self.failing
-            return pool_mean(encoder.encode(batch), batch)
+            return unit_vectors(pool_mean(encoder.encode(batch), batch))
 
         sizes = {"budget_tokens": BUDGET, "width": config.hidden_size, "longest": tiny_model.MAX_TOKENS}
         super().__init__(compute, CPU, **sizes, pads=True)

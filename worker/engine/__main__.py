@@ -18,6 +18,7 @@ def main() -> int:
     """Serve until SIGTERM or SIGINT; return the exit code."""
     hardening.use_erasing_allocator(os.environ)
     hardening.forbid_dumps()
+    hardening.forbid_swap()
     from worker.engine import process  # noqa: PLC0415  see the module's docstring
 
     return process.run(os.environ)

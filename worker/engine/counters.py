@@ -21,6 +21,9 @@ NAMES: Final = (
     "open_ms",
     "forward_ms",
     "seal_ms",
+    "scrubs",
+    "scrub_ms",
+    "tokeniser_deaths",
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from itertools import groupby
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from worker.engine.packer import Packer
 
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
     from worker.engine.jobs import Row
     from worker.models.base import Model
+
+
+class Taken(NamedTuple):
+    """One token batch."""
+
+    model: Model
+    #: Whose rows they are: `jobs.Row.company`.
+    company: str
+    rows: list[Row]
 
 
 class Inbox:
@@ -41,16 +50,29 @@ class Inbox:
                     self._packer.add((model, company), [(row, len(row.ids)) for row in together])
             self._changed.notify_all()
 
-    def take(self) -> tuple[Model, list[Row]] | None:
-        """Wait for rows and take a token batch; None once the inbox is closed and empty."""
+    @property
+    def is_done(self) -> bool:
+        """Whether it is closed and empty."""
         with self._changed:
-            self._changed.wait_for(lambda: self._packer.waiting_tokens > 0 or self._is_closed)
+            return self._is_closed and not self._packer.waiting_tokens
+
+    def take(self, *, within_s: float | None) -> Taken | None:
+        """Wait for rows and take a token batch.
+
+        Args:
+            within_s: how long to wait at most; None waits until there are rows or the inbox is done.
+
+        Returns:
+            None if the time is over, or the inbox done.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._packer.waiting_tokens > 0 or self._is_closed, within_s)
             batch = self._packer.next_batch()
             self._changed.notify_all()
             if batch is None:
                 return None
-            (model, _), rows = batch
-            return model, rows
+            (model, company), rows = batch
+            return Taken(model, company, rows)
 
     def close(self) -> None:
         """Announce that nothing more will be put."""

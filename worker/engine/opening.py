@@ -20,7 +20,7 @@ from worker.engine.jobs import Job, Row
 from worker.models.token_ids import read_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from mrgc.wire.enclave_protocol import Opened
     from mrgc.wire.strict_cbor import Buffer
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from worker.engine.payload import Payload
     from worker.models.base import Answer, Model, Tokens
     from worker.models.registry import Registry
+
+    Tokenise = Callable[[Model, Sequence[object]], list[Tokens | ModelError]]
 
 #: What the results of one batch may take: one frame. Bounds the answers that a few kilobytes of inputs ask for.
 MAX_ANSWER_BYTES: Final = frames.MAX_FRAME_BYTES - frames.MAX_HEADER_BYTES
@@ -51,13 +53,17 @@ class Opener:
         client: this stage's own connection to the enclave.
         registry: models that may be asked for.
         max_body_bytes: the deployment's cap on payloads and results.
+        tokenise: does what a model's own `tokenise` does, perhaps elsewhere.
     """
 
-    def __init__(self, client: EnclaveClient, registry: Registry, *, max_body_bytes: int) -> None:
+    def __init__(
+        self, client: EnclaveClient, registry: Registry, *, max_body_bytes: int, tokenise: Tokenise | None = None
+    ) -> None:
         self.client = client
         self._registry = registry
         self._max_body_bytes = max_body_bytes
         self._forms = JobForms(max_body_bytes)
+        self._run_tokeniser: Tokenise = tokenise or (lambda model, inputs: model.tokenise(inputs))
 
     def open(self, batch: Batch) -> dict[Model, list[Row]]:
         """Open a batch: fill `batch.jobs` and `batch.pending_rows`.
@@ -114,7 +120,7 @@ class Opener:
         room_bytes = MAX_ANSWER_BYTES
         rows: dict[Model, list[Row]] = {model: [] for model in wanted}
         for model, of_model in wanted.items():
-            for asked, of_job in zip(of_model, _tokenise(batch, model, of_model), strict=True):
+            for asked, of_job in zip(of_model, self._tokenise(batch, model, of_model), strict=True):
                 try:
                     room_bytes -= self._least_bytes(asked)
                 except ResultTooLarge as error:
@@ -124,6 +130,15 @@ class Opener:
                 elif not asked.job.failure:
                     rows[model] += of_job
         return rows
+
+    def _tokenise(self, batch: Batch, model: Model, asked: Sequence[_Asked]) -> Iterator[list[Row]]:
+        """Tokenise all jobs of one model in one call; yield the rows of each, its failures noted in it."""
+        outcomes = iter(self._run_tokeniser(model, [text for each in asked for text in _texts(each)]))
+        for each in asked:
+            of_texts = islice(outcomes, len(_texts(each)))
+            ids = each.payload.ids
+            of_ids = (read_ids(value, ids, model) for value in each.payload.inputs) if ids else ()
+            yield list(_rows(batch, each, chain(of_ids, of_texts)))
 
     def _least_bytes(self, asked: _Asked) -> int:
         least_bytes = asked.answer.least_bytes(asked.payload.accept)
@@ -135,16 +150,6 @@ class Opener:
 def wipe(buffer: Buffer) -> None:
     """Zero a buffer that received plaintext; received buffers are views into bytearrays."""
     memoryview(buffer)[:] = bytes(len(buffer))
-
-
-def _tokenise(batch: Batch, model: Model, asked: Sequence[_Asked]) -> Iterator[list[Row]]:
-    """Tokenise all jobs of one model in one call; yield the rows of each, its failures noted in it."""
-    outcomes = iter(model.tokenise([text for each in asked for text in _texts(each)]))
-    for each in asked:
-        of_texts = islice(outcomes, len(_texts(each)))
-        ids = each.payload.ids
-        of_ids = (read_ids(value, ids, model) for value in each.payload.inputs) if ids else ()
-        yield list(_rows(batch, each, chain(of_ids, of_texts)))
 
 
 def _texts(asked: _Asked) -> list[object]:

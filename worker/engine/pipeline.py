@@ -1,8 +1,9 @@
 """The three stages of the engine, each a thread: open and tokenise | forward | seal and reply.
 
 While one batch is in its forward pass the next is opened and the last is sealed. The queues between the stages are
-bounded, so a slow stage stops the ones before it, down to the intake's socket. Batches of the intake stay whole on
-both ends; in the middle their rows share token batches.
+bounded, so a slow stage stops the ones before it, down to the intake's socket: in the middle in tokens, which is what
+a device's time and memory go by; at both ends in job batches, whose bytes the frames bound. Batches of the intake
+stay whole on both ends; in the middle their rows share token batches.
 
 A defect or a fault of the device ends the process, not the stage: the intake runs the engine's jobs again, in halves,
 until the one at fault is alone.
@@ -22,8 +23,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from mrgc.errors import MrgcError
-from worker.engine.counters import Counters
-from worker.engine.forwarding import forward
+from worker.engine.forwarding import Forwarder
 from worker.engine.inbox import Inbox
 from worker.engine_protocol import HEALTHY, WAITING, Health, Served
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from worker.engine.enclave_client import EnclaveClient
     from worker.engine.jobs import Batch
     from worker.engine.opening import Opener
+    from worker.engine.scrubbing import Scrubber
     from worker.engine.sealing import Sealer
 
 #: Batches that wait for a stage beside the one that is in it. One keeps a stage busy; the second hides its refill.
@@ -49,15 +50,26 @@ class Pipeline:
     Args:
         opener: first stage.
         sealer: third stage.
+        scrubber: overwrites what the second stage leaves behind.
         budget_tokens: most tokens of one forward pass.
         on_failure: called in a stage that cannot go on; has to end the process.
     """
 
-    def __init__(self, opener: Opener, sealer: Sealer, *, budget_tokens: int, on_failure: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        opener: Opener,
+        sealer: Sealer,
+        scrubber: Scrubber,
+        *,
+        budget_tokens: int,
+        on_failure: Callable[[], None],
+    ) -> None:
         self._opener = opener
         self._sealer = sealer
         self._on_failure = on_failure
-        self._counters = Counters()
+        self._scrubber = scrubber
+        self._counters = scrubber.counters
+        self._forwarder = Forwarder(scrubber)
         self._arrived: _Queue = queue.Queue(QUEUED_BATCHES)
         self._inbox = Inbox(budget_tokens)
         self._finished: _Queue = queue.Queue(QUEUED_BATCHES)
@@ -104,14 +116,27 @@ class Pipeline:
         self._inbox.close()
 
     def _forward_stage(self) -> None:
-        while (taken := self._inbox.take()) is not None:
-            model, rows = taken
-            self._counters.add(token_batches=1, texts=len(rows), tokens=sum(len(row.ids) for row in rows))
-            with self._timed("forward_ms"):
-                finished = forward(model, rows)
-            for batch in finished:
-                self._finished.put(batch)
+        try:
+            while self._forwarder.is_waiting or not self._inbox.is_done:
+                for batch in self._forward_next():
+                    self._finished.put(batch)
+        finally:
+            self._scrubber.scrub_for_the_last_time()
         self._finished.put(None)
+
+    def _forward_next(self) -> list[Batch]:
+        """Launch the next batch if there is one; otherwise collect what is in flight, or scrub once it is quiet."""
+        patience_s = 0.0 if self._forwarder.is_waiting else self._scrubber.policy.patience_s
+        taken = self._inbox.take(within_s=patience_s)
+        if taken is None and not self._forwarder.is_waiting:
+            if patience_s is not None:
+                self._scrubber.scrub()
+            return []
+        with self._timed("forward_ms"):
+            if taken is None:
+                return self._forwarder.collect()
+            self._counters.add(token_batches=1, texts=len(taken.rows), tokens=sum(len(row.ids) for row in taken.rows))
+            return self._forwarder.run(taken)
 
     def _seal_stage(self) -> None:
         for batch in _batches(self._finished, self._sealer.client):

@@ -6,6 +6,7 @@ worker.engine.__main__ once the process is hardened.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -18,13 +19,17 @@ import torch
 from mrgc.errors import ConfigError, MrgcError
 from mrgc.wire.addresses import listen, parse_address
 from worker import logs
+from worker.engine.counters import Counters
 from worker.engine.enclave_client import EnclaveClient
 from worker.engine.opening import Opener
 from worker.engine.pipeline import Pipeline
+from worker.engine.scrubbing import Scrubber
 from worker.engine.sealing import Sealer
 from worker.engine.server import BACKLOG, SOCKET_MODE, Server
+from worker.engine.tokeniser_pool import TokeniserPool, derive_processes
 from worker.engine_protocol import ModelCard, Ready
 from worker.models import registry
+from worker.models.overlap import Overlapping
 from worker.settings import EngineSettings
 
 if TYPE_CHECKING:
@@ -35,6 +40,9 @@ if TYPE_CHECKING:
 STOPPED: Final = 0
 FAULT: Final = 1
 CANNOT_START: Final = 2
+
+#: Token budget by kind of device where none is set. A GPU takes a few thousand tokens as fast as it is told to.
+_BUDGET_TOKENS: Final = {"cpu": 4_096, "cuda": 32_768}
 
 
 def run(environ: Mapping[str, str], *, load: Callable[..., Registry] = registry.load) -> int:
@@ -57,42 +65,64 @@ def run(environ: Mapping[str, str], *, load: Callable[..., Registry] = registry.
             memory_bytes=settings.model_memory_bytes,
             handlers=settings.model_handlers,
         )
-        _ensure_budget(models, settings.max_batch_tokens)
-        return _serve(settings, models)
+        budget_tokens = settings.max_batch_tokens or _BUDGET_TOKENS[torch.device(settings.device).type]
+        _ensure_budget(models, budget_tokens)
+        for model in models:
+            if isinstance(model, Overlapping):
+                model.warm_up(budget_tokens)
+        return _serve(settings, models, budget_tokens)
     except (MrgcError, OSError) as error:
         reason = str(error) if isinstance(error, MrgcError) else "socket cannot be listened on"
         structlog.get_logger().critical("engine cannot start", reason=reason)
         return CANNOT_START
 
 
-def _serve(settings: EngineSettings, models: Registry) -> int:
+def _serve(settings: EngineSettings, models: Registry, budget_tokens: int) -> int:
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
-    pipeline = _pipeline(settings, models)
+    counters = Counters()
+    tokenisers = TokeniserPool(
+        models, processes=_tokenisers(settings), on_death=lambda: counters.add(tokeniser_deaths=1)
+    )
+    pipeline = _pipeline(settings, models, budget_tokens, Scrubber(models, counters), tokenisers)
     cards = {model.name: ModelCard(model.digest, model.dimensions, model.max_tokens) for model in models}
     listener = listen(parse_address(settings.engine), backlog=BACKLOG, mode=SOCKET_MODE)
     server = Server(listener, pipeline, lambda: Ready(cards, pipeline.boot(), settings.max_body_bytes))
     pipeline.start()
     server.start()
+    # What was made so far stays; a scrub looks at what came after.
+    gc.collect()
+    gc.freeze()
     structlog.get_logger().info("engine ready", models=sorted(cards), device=settings.device)
     ending.wait()
     server.stop()
     pipeline.drain()
+    tokenisers.close()
     server.close()
     structlog.get_logger().info("engine stopped")
     return STOPPED
 
 
-def _pipeline(settings: EngineSettings, models: Registry) -> Pipeline:
+def _pipeline(
+    settings: EngineSettings, models: Registry, budget_tokens: int, scrubber: Scrubber, tokenisers: TokeniserPool
+) -> Pipeline:
     enclave = parse_address(settings.enclave)
     opening, sealing = (EnclaveClient(enclave, settings.token_file) for _ in range(2))
     return Pipeline(
-        Opener(opening, models, max_body_bytes=settings.max_body_bytes),
+        Opener(opening, models, max_body_bytes=settings.max_body_bytes, tokenise=tokenisers.tokenise),
         Sealer(sealing, max_body_bytes=settings.max_body_bytes),
-        budget_tokens=settings.max_batch_tokens,
+        scrubber,
+        budget_tokens=budget_tokens,
         on_failure=_end_at_once,
     )
+
+
+def _tokenisers(settings: EngineSettings) -> int:
+    if settings.tokeniser_processes is not None:
+        return settings.tokeniser_processes
+    devices = torch.cuda.device_count() if torch.device(settings.device).type == "cuda" else 0
+    return derive_processes(cores=len(os.sched_getaffinity(0)), devices=devices)
 
 
 def _end_at_once() -> None:

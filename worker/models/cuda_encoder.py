@@ -57,11 +57,15 @@ class DeviceEncoder:
 
 
 def pool_mean(hidden: Tensor, batch: DeviceBatch) -> Tensor:
-    """Return the unit vectors of the rows' means, float32 (rows and fillers, width).
+    """Return the rows' means, float32 (rows and fillers, width).
 
     Each mean is summed in the order of its row's tokens, by one thread per column: the same sum whatever lies beside
     the row. An index_add would add in the order in which threads come.
     """
     every_token = torch.arange(len(hidden), dtype=torch.int32, device=hidden.device)
-    means = functional.embedding_bag(every_token, hidden.float(), batch.bounds, mode="mean", include_last_offset=True)
-    return functional.normalize(means, dim=1)
+    return functional.embedding_bag(every_token, hidden.float(), batch.bounds, mode="mean", include_last_offset=True)
+
+
+def pool_first(hidden: Tensor, batch: DeviceBatch) -> Tensor:
+    """Return the hidden state of each row's first token, (rows and fillers, width)."""
+    return hidden.index_select(0, batch.bounds[:-1])

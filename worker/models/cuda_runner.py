@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from worker.models.base import Embeddings, Ids
 
-    #: Rows of a laid-out batch: float32 (rows and fillers, width).
+    #: float32, of a laid-out batch: (rows and fillers, width), or a row for each token of the bucket.
     Compute = Callable[[DeviceBatch], Tensor]
 
 #: Numbers of the largest input per token of its bucket: ids, positions, bounds; gather (two), lengths, scatter.
@@ -62,9 +62,10 @@ class DeviceRunner:
         compute: from a batch on the device to its rows; enqueues and does not wait.
         device: a CUDA device, or the CPU for tests.
         budget_tokens: most tokens of one batch.
-        width: numbers of one row.
-        longest: most tokens of one row.
+        width: numbers of one row that `compute` gives.
+        longest: most tokens of one input.
         pads: whether `compute` needs the padded view.
+        per_token: whether it gives a row for every token, and not for every input.
     """
 
     def __init__(  # noqa: PLR0913  sizes of buffers that are made once
@@ -76,14 +77,18 @@ class DeviceRunner:
         width: int,
         longest: int,
         pads: bool,
+        per_token: bool = False,
     ) -> None:
         self._compute = compute
         self._device = device
         self._longest = longest
-        self._pads = pads
+        self.pads = pads
+        self._per_token = per_token
         self._streams: Any = torch.get_device_module(device)
         where = {"device": device} if device.type == "cuda" else {}
         self._copy_in, self._work, self._copy_out = (self._streams.Stream(**where) for _ in range(3))
+        #: The queue that computes.
+        self.stream = self._work
         self.sizes = cuda_layout.buckets(budget_tokens)
         numbers = (_PACKED_NUMBERS + _PADDED_NUMBERS * pads) * self.sizes[-1] + 1
         self._ring = Ring([Slot(device, input_numbers=numbers, width=width) for _ in range(SLOTS)])
@@ -123,10 +128,11 @@ class DeviceRunner:
 
     def _enqueue(self, slot: Slot, rows: Sequence[Ids]) -> None:
         layout = cuda_layout.lay_out([len(row) for row in rows], self.sizes, longest=self._longest)
-        padded = cuda_layout.pad(layout) if self._pads else None
+        padded = cuda_layout.pad(layout) if self.pads else None
         index = [layout.bounds] if padded is None else [layout.bounds, padded.gather, padded.lengths, padded.scatter]
         lengths = [layout.bucket, layout.bucket, *map(len, index)]
-        host = slot.open(sum(lengths), rows=layout.rows)
+        wanted = int(layout.bounds[layout.rows]) if self._per_token else layout.rows
+        host = slot.open(sum(lengths), rows=wanted)
         cuda_layout.write_ids(rows, layout, host)
         np.concatenate(index, out=host[2 * layout.bucket :])
         with self._streams.stream(self._copy_in):
@@ -136,7 +142,7 @@ class DeviceRunner:
             self._work.wait_event(slot.copied)
             on_device = None if padded is None else PaddedView(padded.widths, padded.counts, *view)
             computed = self._compute(DeviceBatch(ids, positions, bounds, self._longest, on_device))
-            slot.keep(computed[: layout.rows])
+            slot.keep(computed[:wanted])
             slot.computed.record(self._work)
         with self._streams.stream(self._copy_out):
             self._copy_out.wait_event(slot.computed)

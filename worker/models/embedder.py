@@ -6,6 +6,7 @@ mrgc.errors, worker.models.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,11 +24,12 @@ from worker.models.tokenizer import TextTokenizer
 from worker.models.zero_shot import begin_zero_shot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mrgc.errors import ModelError
     from worker.models.base import Answer, Ids, Outputs, Tokens
     from worker.models.folder import ModelFolder
+    from worker.models.heads import Head
     from worker.models.manifest import Manifest
 
 
@@ -53,16 +55,19 @@ class TextEmbedder:
         self.dimensions = manifest.dimensions
         self.max_tokens = manifest.max_tokens
         self.vocabulary = config.vocab_size
+        self.device = device
         self._task, self._labels = manifest.task, manifest.labels
-        head = Classifier(weights.head, multi_label=config.multi_label) if weights.head else unit_vectors
-        self._encoder = BertEncoder(config, weights, pooling=manifest.pooling, head=head)
+        self._config, self._weights, self._pooling = config, weights, manifest.pooling
+        self._head: Head = Classifier(weights.head, multi_label=config.multi_label) if weights.head else unit_vectors
+        self._encoder = BertEncoder(config, weights, pooling=manifest.pooling, head=self._head)
         self._tokenizer = TextTokenizer(
             folder.read(TOKENIZER),
             max_tokens=manifest.max_tokens,
             vocabulary=config.vocab_size,
             with_offsets=manifest.task == CLASSIFY_TOKENS,
         )
-        self._warm_up()
+        self.recipe = self._tokenizer.recipe
+        self._prove()
 
     def answer(self, items: int, parameters: Mapping[str, object]) -> Answer:
         """See `worker.models.base.Model.answer`."""
@@ -86,8 +91,12 @@ class TextEmbedder:
                 return list(self._encoder.embed_tokens(rows))
             return self._encoder.embed(rows)
 
-    def _warm_up(self) -> None:
-        """Pay for lazy initialisation before the first tenant does, and prove that the weights give numbers."""
+    def _prove(self) -> None:
+        """Pay for lazy initialisation before the first tenant does."""
+        self._prove_numbers()
+
+    def _prove_numbers(self) -> None:
+        """Raise ConfigError unless the weights give numbers."""
         longest = np.zeros(self.max_tokens, dtype=np.int32)
         if not all(np.isfinite(output).all() for output in self.forward([longest, longest[:1]])):
             raise ConfigError("model does not compute finite numbers")
@@ -101,3 +110,17 @@ def _ensure_agreement(manifest: Manifest, config: BertConfig) -> None:
         or manifest.max_tokens > config.longest
     ):
         raise ConfigError("manifest and config.json contradict each other")
+
+
+@contextmanager
+def out_of_memory_as_ours() -> Iterator[None]:
+    """Turn torch's errors of an allocation that failed into DeviceOutOfMemory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceOutOfMemory("token batch does not fit the device") from error
+    except RuntimeError as error:
+        # torch has no class of its own for the allocator of the CPU.
+        if "DefaultCPUAllocator" in str(error):
+            raise DeviceOutOfMemory("token batch does not fit the memory") from error
+        raise

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from mrgc.errors import ConfigError, UnknownModel
 from worker.models import budget
+from worker.models.cuda_embedder import CudaEmbedder
 from worker.models.device import choose_dtype, has_native_bf16, open_device, total_bytes
 from worker.models.embedder import TextEmbedder
 from worker.models.folder import naming, survey
@@ -110,8 +111,9 @@ def _need_bytes(folder: ModelFolder, item_bytes: int) -> int:
 
 def _load_one(folder: ModelFolder, *, device: torch.device, dtype: torch.dtype, handlers: AbstractSet[str]) -> Model:
     own = folder.manifest.handler
+    encoder = CudaEmbedder if device.type == "cuda" else TextEmbedder
     with naming(folder.manifest.name):
-        handler = find_handler(own, allowed=handlers) if own else _TASKS.get(folder.manifest.task, TextEmbedder)
+        handler = find_handler(own, allowed=handlers) if own else _TASKS.get(folder.manifest.task, encoder)
         model = handler(folder, device=device, dtype=dtype)
         ensure_model(model, folder)
         folder.verify()

@@ -9,7 +9,7 @@ May import: the standard library, numpy, tokenizers, mrgc.errors.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, TypeGuard
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeGuard
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -30,13 +30,22 @@ _GAP: Final = re.compile(r"(?<=\S)[ \t\r\n]")
 _KINDS: Final = ((WordPiece, BertPreTokenizer), (BPE, ByteLevel))
 
 
+class Recipe(NamedTuple):
+    """What a tokeniser is made of; enough to make the same one in another process."""
+
+    #: Bytes of tokenizer.json; its own truncation and padding are switched off.
+    definition: bytes
+    #: Most ids of one input, special tokens included.
+    max_tokens: int
+    #: Rows of the model's embedding table; every id is below it.
+    vocabulary: int
+
+
 class TextTokenizer:
     """A tokeniser of one model.
 
     Args:
-        definition: bytes of tokenizer.json; its own truncation and padding are switched off.
-        max_tokens: most ids of one input, special tokens included.
-        vocabulary: rows of the model's embedding table; every id is below it.
+        definition, max_tokens, vocabulary: see `Recipe`.
         with_offsets: tell where in its text each token is, which costs a quarter more.
 
     Raises:
@@ -55,6 +64,8 @@ class TextTokenizer:
             raise ConfigError("tokenizer.json has ids beyond the model's vocabulary")
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        #: None where it takes more than that.
+        self.recipe = None if with_offsets else Recipe(definition, max_tokens, vocabulary)
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._with_offsets = with_offsets
