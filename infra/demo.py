@@ -82,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def running_stack(models: Path, console: Console, *, queue: str = "redis", enclave: str = "process") -> Iterator[Path]:
+def running_stack(
+    models: Path, console: Console, *, queue: str = "redis", enclave: str = "process", device: str = "cpu"
+) -> Iterator[Path]:
     """Run `infra.local up` in a fresh directory and yield the directory once it is ready.
 
     Args:
@@ -90,6 +92,7 @@ def running_stack(models: Path, console: Console, *, queue: str = "redis", encla
         console: for a person.
         queue: broker of the jobs, redis or sqs.
         enclave: where it runs, process or vm.
+        device: where the engine computes, cpu or cuda:N.
 
     Raises:
         WaitTimeout: it ended, or was not ready in time; its logs were printed.
@@ -97,7 +100,7 @@ def running_stack(models: Path, console: Console, *, queue: str = "redis", encla
     with tempfile.TemporaryDirectory(prefix="mrgc-demo-") as name:
         directory = Path(name)
         command = [sys.executable, "-m", "infra.local", "up", "--dir", name, "--models", str(models.resolve())]
-        command += ["--queue", queue, "--enclave", enclave]
+        command += ["--queue", queue, "--enclave", enclave, "--device", device]
         with (directory / "local.log").open("wb") as log:
             process = subprocess.Popen(
                 [*command, "--tenants", ",".join(TENANTS)], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=log

@@ -133,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         default="process",
         help="where the enclave runs: a process, or its whole image in a virtual machine (default: %(default)s)",
     )
+    up.add_argument("--device", default="cpu", help="where the engine computes: cpu or cuda:N (default: %(default)s)")
     up.add_argument("--threads", type=int, default=0, help="CPU threads of the engine; 0 leaves torch's choice")
     up.add_argument(
         "--json-protocol",
@@ -178,6 +179,7 @@ def _prepare(options: argparse.Namespace) -> Stack:
         json_protocol=options.json_protocol,
         queue=options.queue,
         enclave_in=options.enclave,
+        device=options.device,
     )
 
 

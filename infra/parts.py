@@ -107,6 +107,7 @@ def engine(stack: Stack) -> Part:
         MRGC_TOKEN_FILE=str(stack.token_file),
         MRGC_MODELS=str(stack.models),
         MRGC_THREADS=str(stack.threads),
+        MRGC_DEVICE=stack.device,
     )
     return Part("engine", (sys.executable, "-m", "worker.engine"), env, lambda: accepts(stack.engine), stop_s=20.0)
 

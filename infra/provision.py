@@ -64,6 +64,8 @@ class Stack:
     queue: Literal["redis", "sqs"] = "redis"
     #: Where the enclave's code runs: in a process beside the others, or as a whole image in a virtual machine.
     enclave_in: Literal["process", "vm"] = "process"
+    #: MRGC_DEVICE of the engine.
+    device: str = "cpu"
 
     @property
     def image(self) -> Path:

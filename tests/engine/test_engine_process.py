@@ -125,6 +125,22 @@ def test_hardening_makes_a_process_undumpable() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may read what /proc says of an undumpable process")
+def test_no_mapping_of_it_would_be_in_a_dump(calm_engine: EngineProcess) -> None:
+    """Statement 8: a core pattern that is a pipe ignores the limit; the filter leaves it nothing to write."""
+    assert int(Path(f"/proc/{calm_engine.process.pid}/coredump_filter").read_text(), 16) == 0
+
+
+def test_memory_is_locked_where_no_limit_stands_in_the_way() -> None:
+    """It says what it did: pages are locked if it could lift the limit, and none are if it could not."""
+    program = (
+        "from worker.engine.hardening import forbid_swap; import re; is_locked = forbid_swap(); later = bytearray(9**7);"
+        "text = open('/proc/self/status').read(); print(is_locked, int(re.search(r'VmLck:\\s+(\\d+)', text)[1]) > 0)"
+    )
+    said, is_so = subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60).split()
+    assert said == is_so
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may read the memory of an undumpable process")
 @pytest.mark.parametrize("words", [0, 10, 25, 2_000])
 def test_texts_do_not_outlive_their_batch(calm_engine: EngineProcess, calm_host: Host, words: int) -> None:

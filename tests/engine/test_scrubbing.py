@@ -29,7 +29,7 @@ class Device:
     Each row comes back as its first id. It holds `most_tokens` of one batch.
     """
 
-    name, digest, dimensions, max_tokens = "device", "0" * 64, 1, 8
+    name, digest, dimensions, max_tokens, vocabulary = "device", "0" * 64, 1, 8, 100
 
     def __init__(self, most_tokens: int = 100) -> None:
         self.events: list[str] = []

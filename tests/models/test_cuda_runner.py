@@ -46,8 +46,8 @@ class Watched(DeviceRunner):
                 raise self.failing
             return unit_vectors(pool_mean(encoder.encode(batch), batch))
 
-        sizes = {"budget_tokens": BUDGET, "width": config.hidden_size, "longest": tiny_model.MAX_TOKENS}
-        super().__init__(compute, CPU, **sizes, pads=True)
+        width, longest = config.hidden_size, tiny_model.MAX_TOKENS
+        super().__init__(compute, CPU, budget_tokens=BUDGET, width=width, longest=longest, pads=True)
         self.slots: list[Slot] = list(self._ring._free)
 
     def remains(self) -> list[Tensor]:
