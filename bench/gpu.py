@@ -131,7 +131,7 @@ def _measure(folder: Path, size: Size, device: torch.device, options: argparse.N
     finally:
         pool.close()
     buckets = sum(next(size for size in model.runner.sizes if size >= sum(map(len, batch))) for batch in work.batches)
-    on_stack, engine = _on_stack(folder, model.name, work, device, options.rounds)
+    on_stack, engine = _on_stack(folder, work, device, options.rounds)
     flops = size.flops(lengths)
     best = {name: min(each) for name, each in (times | on_stack).items()}
     return {
@@ -194,25 +194,22 @@ def _rounds(acts: dict[str, Callable[[], object]], rounds: int) -> dict[str, lis
 
 
 def _on_stack(
-    folder: Path, name: str, work: Work, device: torch.device, rounds: int
+    folder: Path, work: Work, device: torch.device, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Time the stages that need a stack, and tell how much of the whole path each stage of the engine was at work."""
     jobs = [work.texts[start : start + TEXTS_PER_JOB] for start in range(0, len(work.texts), TEXTS_PER_JOB)]
     times: dict[str, list[float]] = {stage: [] for stage in ON_STACK}
     busy: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="mrgc-bench-") as models:
-        # A folder of model folders with this one alone, so that the stack's default model is this one.
-        (Path(models) / name).symlink_to(folder.resolve(), target_is_directory=True)
-        with running_stack(Path(models), Console(stderr=True), device=str(device)) as directory:
-            stack = OnStack(directory, name, jobs)
-            with stack.client:
-                stack.crypto(stack.sealed(), jobs_per_batch=JOBS_PER_BATCH)
-                for _ in range(rounds):
-                    sealed = stack.sealed()
-                    times["crypto"].append(seconds(partial(stack.crypto, sealed, jobs_per_batch=JOBS_PER_BATCH)))
-                    sealed, before = stack.sealed(), stack.health().counters
-                    times["path"].append(seconds(partial(stack.path, sealed)))
-                    busy = _busy(before, stack.health().counters, times["path"][-1])
+    with running_stack(folder.parent, Console(stderr=True), device=str(device)) as directory:
+        stack = OnStack(directory, folder.name, jobs)
+        with stack.client:
+            stack.crypto(stack.sealed(), jobs_per_batch=JOBS_PER_BATCH)
+            for _ in range(rounds):
+                sealed = stack.sealed()
+                times["crypto"].append(seconds(partial(stack.crypto, sealed, jobs_per_batch=JOBS_PER_BATCH)))
+                sealed, before = stack.sealed(), stack.health().counters
+                times["path"].append(seconds(partial(stack.path, sealed)))
+                busy = _busy(before, stack.health().counters, times["path"][-1])
     return times, busy
 
 

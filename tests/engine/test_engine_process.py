@@ -134,7 +134,7 @@ def test_no_mapping_of_it_would_be_in_a_dump(calm_engine: EngineProcess) -> None
 def test_memory_is_locked_where_no_limit_stands_in_the_way() -> None:
     """It says what it did: pages are locked if it could lift the limit, and none are if it could not."""
     program = (
-        "from worker.engine.hardening import forbid_swap; import re; is_locked = forbid_swap(); later = bytearray(9**7);"
+        "from worker.engine.hardening import forbid_swap; import re; is_locked = forbid_swap(); x = bytearray(9**7);"
         "text = open('/proc/self/status').read(); print(is_locked, int(re.search(r'VmLck:\\s+(\\d+)', text)[1]) > 0)"
     )
     said, is_so = subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60).split()
