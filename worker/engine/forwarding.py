@@ -70,8 +70,8 @@ class Forwarder:
                 finished += self.collect()
             if self._launch(taken.model, taken.rows):
                 return finished
-            # Those in flight were launched before; results leave a device in the order of the launches.
-            finished += self.collect_all()
+        # Those in flight were launched before; results leave a device in the order of the launches.
+        finished += self.collect_all()
         return finished + forward(taken.model, taken.rows, on_misfit=self._scrubber.scrub)
 
     def collect(self) -> list[Batch]:
