@@ -38,8 +38,10 @@ LEAST_TEXTS: Final = 8
 #: Cores that are not for tokenisers: open, forward and seal stage, and the processes beside the engine.
 OTHER_CORES: Final = 4
 START_S: Final = 60.0
-#: A megabyte of text takes a tokeniser about a second; one that takes longer than this hangs.
+#: A megabyte of text takes a tokeniser about a second, and a text of the usual length 0.1 ms; one that takes longer than
+#: both of these hangs.
 ANSWER_S: Final = 30.0
+TEXT_S: Final = 0.002
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 30.0
 
@@ -186,6 +188,7 @@ class _Process:
     def ask(self, recipe: int, texts: Sequence[bytes]) -> None:
         """Send a request; that the process is gone shows in `answer`."""
         if self._sock is not None:
+            self._sock.settimeout(ANSWER_S + TEXT_S * len(texts))
             with suppress(OSError):
                 frames.send_request(self._sock, recipe, texts)
 
