@@ -38,8 +38,8 @@ LEAST_TEXTS: Final = 8
 #: Cores that are not for tokenisers: open, forward and seal stage, and the processes beside the engine.
 OTHER_CORES: Final = 4
 START_S: Final = 60.0
-#: A megabyte of text takes a tokeniser about a second, and a text of the usual length 0.1 ms; who takes longer than both
-#: of these hangs.
+#: A megabyte of text takes a tokeniser about a second, and a text of the usual length 0.1 ms; who takes longer than
+#: both of these hangs.
 ANSWER_S: Final = 30.0
 TEXT_S: Final = 0.002
 FIRST_PAUSE_S: Final = 0.2
