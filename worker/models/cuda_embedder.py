@@ -14,7 +14,8 @@ from worker.models.cuda_attention import attend_padded, attend_varlen, has_flash
 from worker.models.cuda_encoder import DeviceEncoder, pool_first, pool_mean
 from worker.models.cuda_memory import overwrite_free
 from worker.models.cuda_runner import DeviceRunner
-from worker.models.embedder import TextEmbedder, out_of_memory_as_ours
+from worker.models.device import out_of_memory_as_ours
+from worker.models.embedder import TextEmbedder
 from worker.models.manifest import CLASSIFY_TOKENS
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ mrgc.errors, worker.models.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +23,7 @@ from worker.models.tokenizer import TextTokenizer
 from worker.models.zero_shot import begin_zero_shot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from mrgc.errors import ModelError
     from worker.models.base import Answer, Ids, Outputs, Tokens
@@ -110,17 +109,3 @@ def _ensure_agreement(manifest: Manifest, config: BertConfig) -> None:
         or manifest.max_tokens > config.longest
     ):
         raise ConfigError("manifest and config.json contradict each other")
-
-
-@contextmanager
-def out_of_memory_as_ours() -> Iterator[None]:
-    """Turn torch's errors of an allocation that failed into DeviceOutOfMemory."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceOutOfMemory("token batch does not fit the device") from error
-    except RuntimeError as error:
-        # torch has no class of its own for the allocator of the CPU.
-        if "DefaultCPUAllocator" in str(error):
-            raise DeviceOutOfMemory("token batch does not fit the memory") from error
-        raise
