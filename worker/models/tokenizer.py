@@ -108,7 +108,11 @@ class TextTokenizer:
         # The last id closes the sequence ([SEP]); truncation keeps it, as the reference tokeniser does.
         kept = np.r_[: self._max_tokens - 1, -1] if is_cut else slice(None)
         offsets = np.array(encoding.offsets, dtype=np.uint32)[kept] if self._with_offsets else None
-        return Tokens(ids[kept], is_cut, offsets)
+        tokens = Tokens(ids[kept], is_cut, offsets)
+        if is_cut:
+            # numpy keeps small arrays for the next one as they are, whatever the allocator below it overwrites.
+            ids.fill(0)
+        return tokens
 
 
 def _head(text: str, chars: int) -> str:
