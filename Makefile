@@ -62,8 +62,9 @@ vm-setup: $(STAMP) ## Fetch QEMU for enclave VMs into .cache/vm; nothing is inst
 vm-test: vm-setup models ## Boot the enclave image in virtual machines and use it from end to end
 	@MRGC_REQUIRE_VM=1 $(BIN)/python -m pytest tests/eif tests/vm -m ""
 
-test: models ## Run the whole test suite
-	@$(BIN)/python -m pytest
+# A file's tests stay in one process, and so do the servers that they share.
+test: models ## Run the whole test suite, in as many processes as there are cores
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 faults: models ## Kill, stop, starve and mislead whole stacks under load (half an hour)
 	@$(BIN)/python -m pytest tests/faults -m ""

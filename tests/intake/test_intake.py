@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -22,7 +23,9 @@ from tests.intake.peer_engine import Death, Outcomes, PeerEngine, result_of, ser
 from tests.intake.sealing import object_name, seal, stored
 from tests.waiting import until
 from worker import leases
+from worker.dispatch import Dispatcher
 from worker.engine_protocol import WAITING, Health, Served
+from worker.job import Job
 
 
 def assert_one_more_is_served(host: Host) -> None:
@@ -399,14 +402,22 @@ def test_a_message_that_meets_a_bug_is_dead_lettered(start_host: StartHost) -> N
 def test_a_message_that_was_forgotten_comes_back(start_host: StartHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that a bug keeps from ever settling is let go in time, and is served at its next delivery."""
     monkeypatch.setattr(leases, "MAX_HELD_S", 0.5)
+    forgotten: list[Job] = []
+    add = Dispatcher.add
+
+    def forget_the_first(dispatcher: Dispatcher, jobs: Sequence[Job]) -> None:
+        if forgotten:
+            add(dispatcher, jobs)
+        else:
+            forgotten.extend(jobs)
+
+    # Of the class: an intake hands its dispatcher's method on when it is made.
+    monkeypatch.setattr(Dispatcher, "add", forget_the_first)
     host = start_host()
-    original = host.intake._dispatcher.add
-    monkeypatch.setattr(host.intake._dispatcher, "add", lambda _job: None)
     job = seal()
     host.send(job)
-    until(lambda: host.leased() == 1, within_s=10, what="the job is leased")
-    monkeypatch.setattr(host.intake._dispatcher, "add", original)
     host.wait_stored(job)
+    assert len(forgotten) == 1
 
 
 @pytest.mark.parametrize("method", ["ack", "receive", "recover", "extend"])
