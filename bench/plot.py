@@ -19,8 +19,8 @@ from typing import Any, Final, NamedTuple
 RESULTS: Final = Path("bench/results/inference.json")
 PICTURE: Final = Path("docs/inference.svg")
 
-_WIDTH: Final = 760
-_LABEL_WIDTH: Final = 250
+_WIDTH: Final = 780
+_LABEL_WIDTH: Final = 270
 _BAR_WIDTH: Final = 400
 _STEP: Final = 24
 _OURS: Final = "#1f6f8b"
