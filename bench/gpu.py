@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import platform
-import random
 import re
 import statistics
 import sys
@@ -32,18 +31,19 @@ import torch
 from rich.console import Console
 
 from bench import seeded_model
-from bench.gpu_stages import OnDevice, OnStack, Work, gemm_flops_per_s, pack, seconds
-from bench.seeded_model import MINILM_SIZE, SIZES, Size
-from infra import docstrings
+from bench.gpu_stages import OnDevice, OnStack, Work, gemm_flops_per_s, seconds
+from bench.inference import ours
+from bench.seeded_model import SIZES
 from infra.demo import running_stack
 from mrgc.errors import ConfigError
 from worker.engine.counters import Counters
 from worker.engine.tokeniser_pool import TokeniserPool, derive_processes
-from worker.models.base import Tokens
+from worker.models.bert_weights import BertConfig
 from worker.models.cuda_embedder import CudaEmbedder
 from worker.models.device import choose_dtype, has_native_bf16, open_device
 from worker.models.fetch_minilm import MINILM
 from worker.models.folder import survey
+from worker.models.manifest import CONFIG
 
 TEXTS_PER_JOB: Final = 16
 JOBS_PER_BATCH: Final = 64
@@ -64,11 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     report: dict[str, Any] = _machine(device) | {"models": {}}
     with tempfile.TemporaryDirectory(prefix="mrgc-bench-") as name:
         seeded = Path(name) / "seeded"
-        candidates = [(seeded_model.write(seeded, f"seeded-{options.size}", SIZES[options.size]), SIZES[options.size])]
+        folders = [seeded_model.write(seeded, f"seeded-{options.size}", SIZES[options.size])]
         if (options.models / MINILM.name).is_dir():
-            candidates.append((options.models / MINILM.name, MINILM_SIZE))
-        for folder, size in candidates:
-            report["models"][folder.name] = measured = _measure(folder, size, device, options)
+            folders.append(options.models / MINILM.name)
+        for folder in folders:
+            report["models"][folder.name] = measured = _measure(folder, device, options)
             _print(folder.name, measured, report)
     report["load_average_after"] = _load()
     results = options.results or (Path(__file__).parent / "results" if device.type == "cuda" else None)
@@ -112,14 +112,18 @@ def _load() -> list[float]:
     return [round(load, 2) for load in os.getloadavg()]
 
 
-def _measure(folder: Path, size: Size, device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
+def _measure(folder: Path, device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
     dtype = choose_dtype(options.dtype, native_bf16=has_native_bf16(device))
     model = CudaEmbedder(survey(folder), device=device, dtype=dtype)
     budget_tokens = max(options.tokens, model.max_tokens)
     model.warm_up(budget_tokens)
     work = _work(model, options.texts, budget_tokens)
-    lengths = [len(row) for batch in work.batches for row in batch]
-    gemm = gemm_flops_per_s(device, dtype, tokens=budget_tokens, width=size.width, inner=size.inner)
+    rows = [row for batch in work.batches for row in batch]
+    tokens = sum(map(len, rows))
+    config = BertConfig.parse((folder / CONFIG).read_bytes())
+    gemm = gemm_flops_per_s(
+        device, dtype, tokens=budget_tokens, width=config.hidden_size, inner=config.intermediate_size
+    )
     counters = Counters()
     pool = TokeniserPool(
         [model], processes=_tokenisers(options, device), on_death=lambda: counters.add(tokeniser_deaths=1)
@@ -132,14 +136,14 @@ def _measure(folder: Path, size: Size, device: torch.device, options: argparse.N
         pool.close()
     buckets = sum(next(size for size in model.runner.sizes if size >= sum(map(len, batch))) for batch in work.batches)
     on_stack, engine = _on_stack(folder, work, device, options.rounds)
-    flops = size.flops(lengths)
+    flops = ours.Work.of_folder(folder).flop(rows)
     best = {name: min(each) for name, each in (times | on_stack).items()}
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "attention": "padded" if model.runner.pads else "varlen",
         "texts": len(work.texts),
-        "tokens": sum(lengths),
-        "padding": round(buckets / sum(lengths) - 1, 4),
+        "tokens": tokens,
+        "padding": round(buckets / tokens - 1, 4),
         "token_budget": budget_tokens,
         "tokenisers": len(pool.pids),
         "tokeniser_deaths": counters.snapshot()["tokeniser_deaths"],
@@ -147,7 +151,7 @@ def _measure(folder: Path, size: Size, device: torch.device, options: argparse.N
         "stages": {
             name: {
                 "texts_per_s": round(len(work.texts) / best_s, 1),
-                "tokens_per_s": round(sum(lengths) / best_s),
+                "tokens_per_s": round(tokens / best_s),
                 "vs_model": round(best["model"] / best_s, 4),
                 "vs_gemm": None if name == "tokenise_alone" else round(flops / best_s / gemm, 4),
             }
@@ -172,13 +176,9 @@ def _tokenisers(options: argparse.Namespace, device: torch.device) -> int:
 
 def _work(model: CudaEmbedder, count: int, budget_tokens: int) -> Work:
     """Draw docstrings in an order without pattern, and tokenise them once."""
-    found = docstrings.texts()
-    random.Random(1).shuffle(found)  # noqa: S311  an order, not a secret
+    found = ours.texts(count)
     texts = (found * -(-count // len(found)))[:count]
-    outcomes = model.tokenise(texts)
-    rows = [outcome.ids for outcome in outcomes if isinstance(outcome, Tokens)]
-    assert len(rows) == len(texts)
-    return Work(texts, pack(rows, budget_tokens))
+    return Work(texts, list(ours.pack(ours.tokenise(model, texts), budget_tokens)))
 
 
 def _rounds(acts: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

@@ -56,16 +56,6 @@ class Work(NamedTuple):
     batches: list[list[Ids]]
 
 
-def pack(rows: Sequence[Ids], budget_tokens: int) -> list[list[Ids]]:
-    """Cut rows into token batches as the engine does."""
-    packer: Packer[None, Ids] = Packer(budget_tokens)
-    packer.add(None, [(row, len(row)) for row in rows])
-    batches = []
-    while (batch := packer.next_batch()) is not None:
-        batches.append(batch[1])
-    return batches
-
-
 def gemm_flops_per_s(device: torch.device, dtype: torch.dtype, *, tokens: int, width: int, inner: int) -> float:
     """Measure the rate of the model's largest product, (tokens, width) × (width, inner); best of several runs."""
     left = torch.randn(tokens, width, device=device).to(dtype)

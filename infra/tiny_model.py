@@ -4,34 +4,31 @@ It takes the same code path as a real model (manifest, hashes, tokeniser, packed
 milliseconds, so tests and the one-machine stack need no download. Its embeddings mean nothing, but equal texts
 have equal ones and different texts different ones.
 
-May import: numpy, torch, safetensors, tokenizers, worker.models. Called by tests, bench and infra:
+May import: torch, tokenizers, worker.models, infra.seeded_folder. Called by tests, bench and infra:
 `python -m infra.tiny_model --to DIR`.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import string
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import safetensors.torch
 import torch
 from tokenizers import Tokenizer, decoders
-from tokenizers.models import BPE, WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
-from tokenizers.processors import RobertaProcessing, TemplateProcessing
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import RobertaProcessing
 
+from infra import seeded_folder
+from infra.seeded_folder import Shape
 from worker.models.bert_weights import ARCHITECTURE, ARCHITECTURES, BertConfig
-from worker.models.manifest import CONFIG, EMBED, MANIFEST, TOKENIZER, WEIGHTS, Manifest
+from worker.models.manifest import CONFIG, EMBED, TOKENIZER, WEIGHTS, Manifest
 
 NAME: Final = "tiny-bert"
 MAX_TOKENS: Final = 128
 
-_SPECIAL: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _WORDS: Final = ("the", "of", "and", "to", "in", "is", "for", "return", "file", "value", "string", "object", "line")
 _LAYERS: Final = 2
 _HEADS: Final = 4
@@ -59,11 +56,12 @@ def write(directory: Path, *, name: str = NAME, seed: int = 7, kind: Kind = Kind
         The model folder.
     """
     architecture = ARCHITECTURES[kind.architecture]
-    tokenizer = _roberta_tokenizer() if architecture.counts_behind_padding else _bert_tokenizer()
+    tokenizer = _roberta_tokenizer() if architecture.counts_behind_padding else seeded_folder.bert_tokenizer(_WORDS)
     config = json.dumps(_config(kind, tokenizer.get_vocab_size()), sort_keys=True).encode()
+    encoder = BertConfig.parse(config, labels=len(kind.labels))
     contents = {
         CONFIG: config,
-        WEIGHTS: _weights(BertConfig.parse(config, labels=len(kind.labels)), seed),
+        WEIGHTS: seeded_folder.draw(encoder, seed, scale=_scale, dtype=torch.float32),
         TOKENIZER: tokenizer.to_str().encode(),
     }
     manifest = Manifest(
@@ -76,36 +74,15 @@ def write(directory: Path, *, name: str = NAME, seed: int = 7, kind: Kind = Kind
         pooling={0: kind.pooling, 1: "none", 2: "cls"}[len(architecture.head)],
         normalize=architecture.task == EMBED,
         dtype="float32",
-        files={file: hashlib.sha256(content).hexdigest() for file, content in contents.items()},
+        files=seeded_folder.hashes(contents),
         labels=kind.labels,
     )
-    folder = directory / name
-    folder.mkdir(parents=True)
-    for file, content in {**contents, MANIFEST: manifest.to_bytes()}.items():
-        (folder / file).write_bytes(content)
-    return folder
-
-
-def _vocabulary() -> dict[str, int]:
-    characters = string.ascii_lowercase + string.digits + string.punctuation
-    entries = [*_SPECIAL, *characters, *(f"##{character}" for character in characters), *_WORDS]
-    return {entry: index for index, entry in enumerate(entries)}
+    return seeded_folder.write(directory, manifest, contents)
 
 
 def _config(kind: Kind, vocabulary: int) -> dict[str, object]:
-    config: dict[str, object] = {
-        "architectures": [kind.architecture],
-        "model_type": "bert",
-        "hidden_act": "gelu",
-        "hidden_size": kind.width,
-        "intermediate_size": _INNER,
-        "layer_norm_eps": 1e-12,
-        "max_position_embeddings": MAX_TOKENS,
-        "num_attention_heads": _HEADS,
-        "num_hidden_layers": _LAYERS,
-        "type_vocab_size": 2,
-        "vocab_size": vocabulary,
-    }
+    shape = Shape(_LAYERS, kind.width, _HEADS, _INNER, MAX_TOKENS)
+    config = seeded_folder.bert_config(shape, vocabulary=vocabulary) | {"architectures": [kind.architecture]}
     if ARCHITECTURES[kind.architecture].counts_behind_padding:
         config |= {"model_type": "roberta", "pad_token_id": _PADDING, "type_vocab_size": 1}
         config |= {"max_position_embeddings": MAX_TOKENS + _PADDING + 1, "layer_norm_eps": 1e-5}
@@ -114,27 +91,9 @@ def _config(kind: Kind, vocabulary: int) -> dict[str, object]:
     return config
 
 
-def _weights(config: BertConfig, seed: int) -> bytes:
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, shape in sorted(config.shapes().items()):
-        drawn = torch.randn(shape, generator=generator)
-        is_norm = "LayerNorm.weight" in name
-        # Wide embeddings and narrow layers: the texts' own tokens stay visible in what comes out.
-        scale = 0.1 if is_norm or "encoder." in name else 1.0
-        tensors[name] = drawn * scale + (1.0 if is_norm else 0.0)
-    return safetensors.torch.save(tensors)
-
-
-def _bert_tokenizer() -> Tokenizer:
-    vocabulary = _vocabulary()
-    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=_SPECIAL[1]))
-    tokenizer.normalizer = BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
-    )
-    return tokenizer
+def _scale(name: str) -> float:
+    # Wide embeddings and narrow layers: the texts' own tokens stay visible in what comes out.
+    return 0.1 if "encoder." in name else 1.0
 
 
 def _roberta_tokenizer() -> Tokenizer:

@@ -1,6 +1,7 @@
 """Our model without the service around it: texts to ids, ids to embeddings, and how much work that is.
 
-May import: the standard library, numpy, torch, infra.docstrings, worker.models, worker.engine.packer.
+May import: the standard library, numpy, torch, infra.docstrings, worker.models, worker.engine.packer. Called by
+bench.inference and bench.gpu.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -74,15 +75,22 @@ def tokenise(model: Model, texts: Sequence[str]) -> list[Ids]:
     return rows
 
 
+def pack(rows: Sequence[Ids], budget_tokens: int) -> Iterator[list[Ids]]:
+    """Cut rows into token batches in order of arrival, with the engine's own packer."""
+    packer: Packer[None, Ids] = Packer(budget_tokens)
+    packer.add(None, [(row, len(row)) for row in rows])
+    while (batch := packer.next_batch()) is not None:
+        yield batch[1]
+
+
 def forward(model: Model, rows: Sequence[Ids], *, until_s: float = float("inf")) -> Embeddings:
-    """Run rows in token batches in order of arrival, cut by the engine's own packer.
+    """Run rows in token batches in order of arrival.
 
     Returns:
         float32 (n, D); n is below len(rows) only if time.perf_counter() passed `until_s`.
     """
-    packer: Packer[None, Ids] = Packer(BUDGET_TOKENS)
-    packer.add(None, [(row, len(row)) for row in rows])
+    batches = pack(rows, BUDGET_TOKENS)
     done = []
-    while time.perf_counter() < until_s and (batch := packer.next_batch()) is not None:
-        done.append(model.forward(batch[1]))
+    while time.perf_counter() < until_s and (batch := next(batches, None)) is not None:
+        done.append(model.forward(batch))
     return np.concatenate(done)
