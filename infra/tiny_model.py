@@ -99,7 +99,9 @@ def _scale(name: str) -> float:
 def _roberta_tokenizer() -> Tokenizer:
     special = ("<s>", "<pad>", "</s>", "<unk>")
     words = [f"\u0120{word}" for word in _WORDS]
-    pieces = sorted({word[:length] for word in words for length in range(2, len(word) + 1)}, key=len)
+    pieces = sorted(
+        {word[:length] for word in words for length in range(2, len(word) + 1)}, key=lambda each: (len(each), each)
+    )
     entries = [*special, *sorted(ByteLevel.alphabet()), *pieces]
     vocabulary = {entry: index for index, entry in enumerate(entries)}
     tokenizer = Tokenizer(BPE(vocabulary, [(piece[:-1], piece[-1]) for piece in pieces]))
