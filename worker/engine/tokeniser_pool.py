@@ -25,6 +25,7 @@ import structlog
 from mrgc.errors import ConfigError, FormatError
 from worker.backoff import Backoff
 from worker.engine import tokeniser_frames as frames
+from worker.models.tokenizer import utf8
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -104,11 +105,13 @@ class TokeniserPool:
         """Do what `model.tokenise` does, in the processes where that is faster."""
         if model not in self._recipes:
             return model.tokenise(inputs)
-        texts = {place: text for place, each in enumerate(inputs) if (text := _utf8(each)) is not None}
         ready = [process for process in self._processes if self._revived(process)]
-        cut = shares([len(text) for text in texts.values()], len(ready))
-        if len(ready) == 0 or len(texts) < LEAST_TEXTS:
+        if not ready:
             return model.tokenise(inputs)
+        texts = {place: text for place, each in enumerate(inputs) if (text := utf8(each)) is not None}
+        if len(texts) < LEAST_TEXTS:
+            return model.tokenise(inputs)
+        cut = shares([len(text) for text in texts.values()], len(ready))
         places = list(texts)
         outcomes = self._shared(model, inputs, [places[share] for share in cut], texts, ready)
         others = [place for place in range(len(inputs)) if place not in texts]
@@ -241,13 +244,3 @@ class _Process:
         self._child.kill()
         self._child.wait()
         self._start_at_s = time.monotonic() + self._backoff.next_s()
-
-
-def _utf8(value: object) -> bytes | None:
-    """Return a text's bytes; None for what is no text, lone surrogates included."""
-    if not isinstance(value, str):
-        return None
-    try:
-        return value.encode()
-    except UnicodeEncodeError:
-        return None

@@ -1,7 +1,7 @@
 """Text to token ids with a BERT (WordPiece) or RoBERTa (byte-level BPE) tokeniser, one outcome per input.
 
-Called by `worker.models.embedder`. Truncation is not judged here: an over-long input comes back cut and marked, and
-the engine decides by the job's `truncate` (docs/spec.md §3).
+Called by `worker.models.embedder` and `worker.engine.tokeniser_pool`. Truncation is not judged here: an over-long input
+comes back cut and marked, and the engine decides by the job's `truncate` (docs/spec.md §3).
 
 May import: the standard library, numpy, tokenizers, mrgc.errors.
 """
@@ -122,12 +122,15 @@ def _head(text: str, chars: int) -> str:
     return text if gap is None else text[: gap.start()]
 
 
-def _is_text(value: object) -> TypeGuard[str]:
-    """Tell whether a parsed JSON value is text that has a UTF-8 form: a lone surrogate has none."""
+def utf8(value: object) -> bytes | None:
+    """Return a text's bytes; None for what is no text, or has no UTF-8 form because of a lone surrogate."""
     if not isinstance(value, str):
-        return False
+        return None
     try:
-        value.encode()
+        return value.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        return None
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    return utf8(value) is not None
