@@ -26,8 +26,8 @@ from mrgc.wire.enclave_protocol import Opened, SealRequest
 from mrgc.wire.frames import Frame
 from mrgc.wire.headers import JobHeader
 from mrgc.wire.job_forms import FormedJob, JobCut, JobForm, JobForms, open_formed
-from mrgc.wire.result_forms import ResultForm
-from mrgc.wire.sealed import ResultDraft, ensure_in_time
+from mrgc.wire.result_forms import ResultForms
+from mrgc.wire.sealed import ensure_in_time
 from mrgc.wire.strict_cbor import Buffer
 
 MAX_ANSWER_BYTES: Final = frames.MAX_FRAME_BYTES
@@ -65,6 +65,7 @@ class Batches:
         self._counters = counters
         self._tickets = Tickets()
         self._forms = JobForms()
+        self._result_forms = ResultForms(tier=OPEN_PARENT.tier)
 
     def open(self, frame: Frame) -> list[Buffer]:
         """Open sealed jobs.
@@ -130,7 +131,7 @@ class Batches:
     def _seal_all(self, requests: Sequence[SealRequest], now_s: float) -> list[bytes | MrgcError]:
         jobs = [self._authentic(request, now_s) for request in requests]
         with self._keys(job.form for job in jobs if isinstance(job, JobCut)) as keys:
-            sealer = _Sealer(keys, int(now_s), _Room(len(requests)))
+            sealer = _Sealer(self._result_forms, keys, int(now_s), _Room(len(requests)))
             outcomes = [
                 sealer.seal(request, job) if isinstance(job, JobCut) else job
                 for request, job in zip(requests, jobs, strict=True)
@@ -196,49 +197,29 @@ class _Sealer:
     """Seals the results of one batch.
 
     Args:
-        keys: of every form in it.
+        forms: remembers those of earlier batches.
+        keys: of every job form in it.
         created: time of all of them, unix seconds.
         room: what the answer's frame has left.
     """
 
-    def __init__(self, keys: Keys, created: int, room: _Room) -> None:
+    def __init__(self, forms: ResultForms, keys: Keys, created: int, room: _Room) -> None:
+        self._forms = forms
         self._keys = keys
         self._created = created
         self._room = room
-        #: By the form of the job, and what the parent says of the result: model, type, status.
-        self._forms: dict[tuple[JobForm, str, str, str], ResultForm] = {}
 
     def seal(self, result: SealRequest, job: JobCut) -> bytes | MrgcError:
         """Seal one result of an opened job, or say why not."""
         key = self._keys[job.form]
         if isinstance(key, MrgcError):
             return socket_error(key)
-        claims = (job.form, result.model, result.type, result.status)
-        form = self._forms.get(claims)
-        if form is None:
-            form = self._forms[claims] = self._form_of(result, job.form.first)
         try:
-            sealed = form.seal(result.body, job=job.job, request=result.request, data_key=key)
+            sealed = self._forms.seal(result, job, created=self._created, data_key=key)
             self._room.take(len(sealed))
         except MrgcError as error:
             return socket_error(error)
         return sealed
-
-    def _form_of(self, result: SealRequest, header: JobHeader) -> ResultForm:
-        draft = ResultDraft(
-            tenant=header.tenant,
-            job=header.job,
-            key_arn=header.key_arn,
-            edk=header.edk,
-            context=header.context,
-            request=result.request,
-            model=result.model,
-            type=result.type,
-            status=result.status,
-            tier=OPEN_PARENT.tier,
-            created=self._created,
-        )
-        return ResultForm(draft)
 
 
 def _admit(data: memoryview, forms: JobForms, now_s: float, room: _Room) -> FormedJob | MrgcError:

@@ -63,7 +63,8 @@ _FORMS = _read_known()
 def _forms_of_known() -> JobForms:
     """Return a copy that remembers by itself: what is learnt of one input, the next must not find."""
     forms = _copied(_FORMS)
-    forms._forms = {key: _copied(form) for key, form in forms._forms.items()}
+    for key, form in forms._forms.items():
+        forms._forms[key] = _copied(form)
     return forms
 
 
@@ -71,7 +72,7 @@ def _copied(owner: _Rememberer) -> _Rememberer:
     twin = copy(owner)
     for name, value in vars(owner).items():
         if isinstance(value, dict):
-            setattr(twin, name, value.copy())
+            setattr(twin, name, copy(value))
     return twin
 
 

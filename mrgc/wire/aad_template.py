@@ -20,6 +20,9 @@ _FIXED_PREFIX_BYTES: Final = 8
 #: Length of an encoded uint → the head that it has, and its smallest canonical value (RFC 8949 §4.2.1).
 _UINT_HEADS: Final = {2: (0x18, 24), 3: (0x19, 1 << 8), 5: (0x1A, 1 << 16), 9: (0x1B, 1 << 32)}
 
+#: How to unpack an AAD into pieces and holes by turns, and the pieces.
+_Cut = tuple[struct.Struct, tuple[bytes, ...]]
+
 
 class AadTemplate:
     """One AAD, cut at its holes.
@@ -30,32 +33,41 @@ class AadTemplate:
     """
 
     def __init__(self, aad: bytes, holes: tuple[str, ...]) -> None:
-        lengths = [_FIXED_PREFIX_BYTES, PREFIX.size - _FIXED_PREFIX_BYTES]
-        piece_start, at = PREFIX.size, PREFIX.size + 1  # A header's map has below 24 entries: its head is one byte.
-        for name, value in strict_cbor.decode(aad[PREFIX.size :]).items():
-            value_start = at + _encoded_bytes(name)
-            at = value_start + _encoded_bytes(value)
-            if name in holes:
-                # A byte string keeps its head, which says its length; of a number nothing is fixed but the length.
-                hole_start = at - len(value) if type(value) is bytes else value_start
-                lengths += [hole_start - piece_start, at - hole_start]
-                piece_start = at
-        self._cut = struct.Struct("".join(f"{length}s" for length in (*lengths, at - piece_start)))
-        self._pieces = self._cut.unpack(aad)[::2]
-        self.size = self._cut.size
+        self.size = len(aad)
+        self._aad = aad
+        self._holes = holes
+        self._cut: _Cut | None = None
 
     def read(self, aad: bytes) -> tuple[bytes, ...] | None:
         """Return what the holes of an AAD hold, the body's length first; None if it differs anywhere else."""
         if len(aad) != self.size:
             return None
-        cut = self._cut.unpack(aad)
-        return cut[1::2] if cut[::2] == self._pieces else None
+        layout, pieces = self._cut or self._cut_up()
+        cut = layout.unpack(aad)
+        return cut[1::2] if cut[::2] == pieces else None
 
     def write(self, *holes: bytes) -> bytes:
         """Return the AAD with these holes, each of its own length."""
+        _, pieces = self._cut or self._cut_up()
         parts = [b""] * (2 * len(holes) + 1)
-        parts[::2], parts[1::2] = self._pieces, holes
+        parts[::2], parts[1::2] = pieces, holes
         return b"".join(parts)
+
+    def _cut_up(self) -> _Cut:
+        # At the first use and not before: there may be as many forms as jobs.
+        lengths = [_FIXED_PREFIX_BYTES, PREFIX.size - _FIXED_PREFIX_BYTES]
+        piece_start, at = PREFIX.size, PREFIX.size + 1  # A header's map has below 24 entries: its head is one byte.
+        for name, value in strict_cbor.decode(self._aad[PREFIX.size :]).items():
+            value_start = at + _encoded_bytes(name)
+            at = value_start + _encoded_bytes(value)
+            if name in self._holes:
+                # A byte string keeps its head, which says its length; of a number nothing is fixed but the length.
+                hole_start = at - len(value) if type(value) is bytes else value_start
+                lengths += [hole_start - piece_start, at - hole_start]
+                piece_start = at
+        layout = struct.Struct("".join(f"{length}s" for length in (*lengths, at - piece_start)))
+        self._cut = cut = layout, layout.unpack(self._aad)[::2]
+        return cut
 
 
 def read_uint(encoded: bytes) -> int:

@@ -15,6 +15,7 @@ import struct
 from typing import Final, NamedTuple
 
 from mrgc.wire.aad_template import AadTemplate, read_uint
+from mrgc.wire.bounded_map import BoundedMap
 from mrgc.wire.headers import JobHeader, ensure_job_numbers
 from mrgc.wire.sealed import (
     MAX_BODY_BYTES,
@@ -33,7 +34,8 @@ from mrgc.wire.strict_cbor import Buffer
 #: key of KMS is longer: so they hold no field that differs, tell data keys apart, and all jobs under one share them.
 _LOOKUP: Final = struct.Struct("6x 2s 4x 96s")
 _Key = tuple[bytes, ...]
-MAX_CUTS: Final = 1_024  #: AADs remembered at once, a frame's worth; of 16 KiB each, 16 MiB.
+MAX_CUTS: Final = 1_024  #: AADs remembered at once, a frame's worth.
+MAX_CUTS_BYTES: Final = 16 << 20
 MAX_FORMS: Final = 4_096  #: Remembered at once: more than the tenants that send within one epoch.
 MAX_FORMS_BYTES: Final = 8 << 20  #: AADs of all of them together.
 MAX_TIMES: Final = 16  #: Of one form, remembered at once; jobs that are sent together share theirs.
@@ -52,16 +54,12 @@ class JobForm:
     def __init__(self, first: JobHeader, aad: bytes) -> None:
         self.first: Final = first
         self.aad_bytes: Final = len(aad)
-        self._aad = aad
-        self._template: AadTemplate | None = None
+        self._template = AadTemplate(aad, _HOLES)
         #: Encoded items, created and expires → the same as numbers, all checked.
         self._times: dict[tuple[bytes, bytes, bytes], tuple[int, int, int]] = {}
 
     def cut(self, aad: bytes) -> JobCut | None:
         """Read the AAD of another job; None if it is of another form."""
-        if self._template is None:
-            # Not before a second job comes: there may be as many forms as jobs.
-            self._template = AadTemplate(self._aad, _HOLES)
         holes = self._template.read(aad)
         if holes is None:
             return None
@@ -122,11 +120,10 @@ class JobForms:
 
     def __init__(self, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         self._max_body_bytes = max_body_bytes
-        self._forms: dict[_Key, JobForm] = {}
-        #: Bytes of the forms' AADs.
-        self._forms_bytes = 0
+        #: Of forms that the lookup cannot tell apart, the first is kept.
+        self._forms: BoundedMap[_Key, JobForm] = BoundedMap(entries=MAX_FORMS, size_bytes=MAX_FORMS_BYTES)
         #: By AAD, since an AAD that opening has read comes back for sealing within seconds.
-        self._cuts: dict[bytes, JobCut] = {}
+        self._cuts: BoundedMap[bytes, JobCut] = BoundedMap(entries=MAX_CUTS, size_bytes=MAX_CUTS_BYTES)
 
     def parse_job(self, data: Buffer) -> FormedJob:
         """Check the form of a sealed job (docs/spec.md §1, and §2 check 1).
@@ -143,7 +140,7 @@ class JobForms:
             ciphertext = view[form.aad_bytes :]
             cut = form.cut(aad)
             if cut is not None and cut.body_bytes == len(ciphertext) - TAG_BYTES and self._is_body(cut.body_bytes):
-                self._remember(aad, cut)
+                self._cuts.keep(aad, cut, size_bytes=len(aad))
                 return FormedJob(cut, aad, ciphertext, hashlib.sha256(view).digest())
         job = parse_job(view, max_body_bytes=self._max_body_bytes)
         return FormedJob(self._first(key, job.header, job.aad), job.aad, job.ciphertext, job.request)
@@ -175,19 +172,10 @@ class JobForms:
             return cut
         return self._first(key, parse_job_aad(received), received)
 
-    def _remember(self, aad: bytes, cut: JobCut) -> None:
-        if len(self._cuts) >= MAX_CUTS:
-            self._cuts.clear()
-        self._cuts[aad] = cut
-
     def _first(self, key: _Key, header: JobHeader, aad: bytes) -> JobCut:
-        """Note a form; of those that the lookup cannot tell apart, the first is kept."""
+        """Note a form."""
         form = JobForm(header, aad)
-        if len(self._forms) >= MAX_FORMS or self._forms_bytes > MAX_FORMS_BYTES - len(aad):
-            self._forms.clear()
-            self._forms_bytes = 0
-        if self._forms.setdefault(key, form) is form:
-            self._forms_bytes += len(aad)
+        self._forms.keep(key, form, size_bytes=len(aad))
         body_bytes = int.from_bytes(aad[8 : PREFIX.size], "big")
         numbers = header.items, header.created, header.expires
         return JobCut(form, body_bytes, header.job, header.salt, header.commit, *numbers)

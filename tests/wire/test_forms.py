@@ -14,11 +14,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mrgc.errors import AuthenticationError, FormatError, MrgcError, TooLargeError
-from mrgc.wire import job_forms, sealed
+from mrgc.wire import job_forms, result_forms, sealed
 from mrgc.wire.aad_template import read_uint
-from mrgc.wire.job_forms import MAX_CUTS, MAX_TIMES, JobForms, open_formed
-from mrgc.wire.result_forms import ResultForm
-from mrgc.wire.sealed import PREFIX, JobDraft, ResultDraft
+from mrgc.wire.enclave_protocol import SealRequest
+from mrgc.wire.headers import SAFETENSORS_TYPE
+from mrgc.wire.job_forms import MAX_CUTS, MAX_TIMES, JobCut, JobForms, open_formed
+from mrgc.wire.result_forms import ResultForms
+from mrgc.wire.sealed import PREFIX, JobDraft, ResultDraft, SealedResult
 from mrgc.wire.strict_cbor import encode
 from tests.vectors.sealed import make
 
@@ -276,33 +278,61 @@ def test_a_number_is_read_as_it_is_written(value: int) -> None:
 
 # --- results ---------------------------------------------------------------------------------------------------------
 
-
-def draft() -> ResultDraft:
-    """Return the draft of a usual result."""
-    return ResultDraft(**(make.result_fields(bytes(32)) | {"edk": EDK}))
+CREATED = make.NOW + 5
 
 
-@given(jobs=st.lists(st.binary(min_size=1, max_size=300), min_size=2, max_size=5))
-def test_results_of_one_form_are_ordinary_results(jobs: list[bytes]) -> None:
+def answer(body: bytes = b"x", **changes: Any) -> SealRequest:
+    """Return a usual result that is to be sealed, or another."""
+    claims: dict[str, Any] = {"status": "ok", "model": "all-minilm-l6-v2" + make.DIGEST, "type": "application/json"}
+    fields = {"request": hashlib.sha256(body).digest(), "ticket": b"", "aad": b"", "body": body} | claims | changes
+    return SealRequest(**fields)
+
+
+def answered(forms: JobForms, **changes: Any) -> JobCut:
+    """Return a job as sealing gets it."""
+    return forms.parse_job(job_of(**changes)).cut
+
+
+def in_full(result: SealRequest, job: JobCut, created: int) -> SealedResult:
+    """Seal a result without any form."""
+    shared = {name: getattr(job.form.first, name) for name in ("tenant", "key_arn", "edk", "context")}
+    claims = {name: getattr(result, name) for name in ("request", "model", "type", "status")}
+    full = ResultDraft(**shared, **claims, job=job.job, tier=0, created=created)
+    return sealed.parse_result(sealed.seal_result(full, result.body, data_key=DATA_KEY))
+
+
+@given(
+    results=st.lists(
+        st.tuples(
+            st.binary(min_size=1, max_size=300),
+            st.sampled_from(["ok", "partial"]),
+            st.sampled_from(["application/json", "application/vnd.safetensors"]),
+            st.sampled_from([0, 200, 60_000, CREATED, CREATED + 1, 1 << 32, (1 << 40) - 1]),
+            st.sampled_from(["acme", "beta"]),
+        ),
+        min_size=2,
+        max_size=8,
+    )
+)
+def test_results_of_known_forms_are_ordinary_results(results: list[tuple[bytes, str, str, int, str]]) -> None:
     """Each opens under its own job and request, and its header is what sealing in full writes."""
-    form = ResultForm(draft())
-    for number, body in enumerate(jobs):
-        job, request = bytes([number]) * 16, hashlib.sha256(body).digest()
-        made = sealed.parse_result(form.seal(body, job=job, request=request, data_key=DATA_KEY))
+    forms, jobs = ResultForms(tier=0), JobForms()
+    for body, status, type_, created, tenant in results:
+        own = {"edk": hashlib.sha512(tenant.encode()).digest() * 3}
+        job, result = answered(jobs, **own), answer(body, status=status, type=type_)
+        made = sealed.parse_result(forms.seal(result, job, created=created, data_key=DATA_KEY))
         assert sealed.open_result(made, data_key=DATA_KEY) == body
-        full = sealed.parse_result(
-            sealed.seal_result(draft()._replace(job=job, request=request), body, data_key=DATA_KEY)
-        )
+        full = in_full(result, job, created)
         assert made.header == full.header._replace(salt=made.header.salt, commit=made.header.commit)
         assert len(made.aad) == len(full.aad)
-        assert (made.header.job, made.header.request) == (job, request)
+        assert (made.header.job, made.header.request, made.header.created) == (job.job, result.request, created)
 
 
 def test_every_result_has_a_salt_of_its_own() -> None:
     """A form shares a header, never a salt, a commitment or a key."""
-    form = ResultForm(draft())
+    forms, job = ResultForms(tier=0), answered(JobForms())
     made = [
-        sealed.parse_result(form.seal(b"same", job=bytes(16), request=bytes(32), data_key=DATA_KEY)) for _ in range(20)
+        sealed.parse_result(forms.seal(answer(b"same"), job, created=CREATED, data_key=DATA_KEY)) for _ in range(20)
     ]
     assert len({each.header.salt for each in made}) == len({each.header.commit for each in made}) == 20
     assert len({bytes(each.ciphertext) for each in made}) == 20
@@ -310,18 +340,39 @@ def test_every_result_has_a_salt_of_its_own() -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_form_refuses_what_sealing_in_full_refuses(first: bool) -> None:
-    """Bodies, data keys and claims are judged alike for the first result of a form and for later ones."""
-    form = ResultForm(draft())
-    own: dict[str, Any] = {"job": bytes(16), "request": bytes(32)}
+    """Bodies, data keys, claims and times are judged alike for the first result of a form and for later ones."""
+    forms, job = ResultForms(tier=0), answered(JobForms())
+    own: dict[str, Any] = {"created": (1 << 40) - 1, "data_key": DATA_KEY}
     if not first:
-        form.seal(b"x", **own, data_key=DATA_KEY)
+        forms.seal(answer(), job, **own)
     with pytest.raises(FormatError):
-        form.seal(b"", **own, data_key=DATA_KEY)
+        forms.seal(answer(b""), job, **own)
     with pytest.raises(AuthenticationError):
-        form.seal(b"x", **own, data_key=bytes(31))
-    with pytest.raises(MrgcError):
-        ResultForm(draft()._replace(model="no digest")).seal(b"x", **own, data_key=DATA_KEY)
-    assert sealed.parse_result(form.seal(b"x", **own, data_key=DATA_KEY))
+        forms.seal(answer(), job, **own | {"data_key": bytes(31)})
+    for time_s in (-1, 1 << 40, 1 << 64):
+        with pytest.raises(FormatError):
+            forms.seal(answer(), job, **own | {"created": time_s})
+    wrong: list[dict[str, Any]] = [{"model": "no digest"}, {"status": "done"}]
+    for claims in (*wrong, {"status": "failed", "type": SAFETENSORS_TYPE}):
+        with pytest.raises(MrgcError):
+            forms.seal(answer(**claims), job, **own)
+    assert sealed.parse_result(forms.seal(answer(), job, **own))
+
+
+def test_result_forms_outlive_a_batch_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many forms pass by, a bounded number is remembered; a known one is not sealed in full again."""
+    monkeypatch.setattr(result_forms, "MAX_FORMS", 10)
+    forms, jobs = ResultForms(tier=0), JobForms()
+    own: dict[str, Any] = {"created": CREATED, "data_key": DATA_KEY}
+    many = [answered(jobs, edk=hashlib.sha512(bytes([number])).digest() * 3) for number in range(25)]
+    sizes = []
+    for job in many:
+        assert sealed.parse_result(forms.seal(answer(), job, **own)).header.edk == job.form.first.edk
+        sizes.append(len(forms._templates))
+    assert (max(sizes), sizes[-1]) == (10, 5)
+    with monkeypatch.context() as patched:
+        patched.setattr(result_forms, "seal_result", None)
+        forms.seal(answer(b"again"), many[-1], **own)
 
 
 def test_an_aad_is_the_prefix_and_the_header() -> None:
