@@ -111,15 +111,17 @@ class Holdings:
             max_jobs: a lower bound on jobs than the table's own.
         """
         # Asked before every receive, and there may be thousands of tenants: only those that hold something are counted.
-        tenants = dict(quotas)
+        tenants, has_full_tenant = dict(quotas), False
         with self._changed:
             for tenant, count in self._tenants.items():
-                if tenant in tenants:
-                    tenants[tenant] = max(0, tenants[tenant] - count)
+                if quota := tenants.get(tenant, 0):
+                    tenants[tenant] = max(0, quota - count)
+                    has_full_tenant |= count >= quota
             return Budget(
                 jobs=max(0, min(self._max_jobs, max_jobs) - len(self._held)),
                 bytes=max(0, self._max_bytes - self._bytes),
                 tenants=tenants,
+                has_full_tenant=has_full_tenant,
             )
 
     def wait_change(self, timeout_s: float) -> None:

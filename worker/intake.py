@@ -30,6 +30,7 @@ from worker.metrics import Metrics
 from worker.notices import Announcer, Notifier
 from worker.object_store import ObjectStore
 from worker.outages import Outages
+from worker.receive_policy import receive_wait_s
 from worker.reception import Reception
 from worker.registry import Registry
 from worker.settings import WorkerSettings
@@ -38,8 +39,6 @@ from worker.sources.base import Budget, JobSource, Lease
 from worker.suspects import POISON_DEATHS
 from worker.threads import SupervisedThreads
 
-#: Longest wait of one receive for a first message; also how soon a receive notices that it must stop.
-RECEIVE_WAIT_S: Final = 0.25
 #: Longest wait of the receiver at a bound; a settled job wakes it earlier.
 BOUND_WAIT_S: Final = 0.05
 #: How long threads may take to end after the drain.
@@ -144,16 +143,18 @@ class Intake:
     def _receive(self, stop: threading.Event) -> None:
         while not stop.is_set():
             budget = self._budget()
-            if not budget.jobs or not budget.bytes:
+            wait_s = receive_wait_s(budget, held_jobs=len(self._holdings), batch_jobs=self._settings.max_batch_jobs)
+            leases: Sequence[Lease] = ()
+            if wait_s is not None:
+                try:
+                    leases = self._source.receive(budget, wait_s=wait_s)
+                except QueueUnavailable as err:
+                    self._note_outage(err)
+                    continue
+                self._outages.received()
+                self._take(leases)
+            if not leases and not wait_s:
                 self._holdings.wait_change(BOUND_WAIT_S)
-                continue
-            try:
-                leases = self._source.receive(budget, wait_s=RECEIVE_WAIT_S)
-            except QueueUnavailable as err:
-                self._note_outage(err)
-                continue
-            self._outages.received()
-            self._take(leases)
 
     def _budget(self) -> Budget:
         gate = self._outages.gate()

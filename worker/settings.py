@@ -143,7 +143,7 @@ class WorkerSettings:
             max_batch_bytes=env.integer("MRGC_MAX_BATCH_BYTES", 48 << 20, within=(1 << 16, MAX_BATCH_BYTES)),
             max_wait_ms=env.number("MRGC_MAX_WAIT_MS", 5.0, within=(0.0, 10_000.0)),
             max_inflight_jobs=env.integer("MRGC_MAX_INFLIGHT_JOBS", 1_024, within=(1, 1 << 20)),
-            max_inflight_bytes=env.integer("MRGC_MAX_INFLIGHT_BYTES", 256 << 20, within=(1 << 16, 1 << 40)),
+            max_inflight_bytes=env.integer("MRGC_MAX_INFLIGHT_BYTES", 256 << 20, within=(1 << 20, 1 << 40)),
             max_body_bytes=env.integer("MRGC_MAX_BODY_BYTES", MAX_BODY_BYTES, within=(1, MAX_BODY_BYTES)),
             drain_s=env.number("MRGC_DRAIN_S", 20.0, within=(0.0, 3_600.0)),
             notices=environ.get("MRGC_NOTICES", ""),

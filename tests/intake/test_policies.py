@@ -10,7 +10,9 @@ from mrgc.errors import EnclaveUnreachable, KeyBusyError, QueueUnavailable, Stor
 from worker.backoff import Backoff
 from worker.holdings import Holdings
 from worker.outages import LONGEST_PAUSE_S, Outages
+from worker.receive_policy import RECEIVE_WAIT_S, receive_wait_s
 from worker.sources.base import Budget, Lease
+from worker.sources.messages import MAX_MESSAGE_BYTES
 from worker.sources.receive_plan import BUSY_SHARE, ReceivePlan
 from worker.suspects import Suspects
 
@@ -81,6 +83,28 @@ def test_a_thousand_busy_tenants_take_turns_with_shares_of_some_size() -> None:
     shares = [plan.next(budget, names) for _ in range(16)]
     assert all(each.keys() == {BUSY_SHARE} for each in shares)
     assert {tenant for each in shares for tenant in each[BUSY_SHARE]} == set(names)
+
+
+@given(held=st.integers(0, 2_000), bound=st.integers(1, 2_000), batch=st.integers(1, 1_024), full=st.booleans())
+def test_a_receiver_asks_while_there_is_room_and_little_to_do(held: int, bound: int, batch: int, full: bool) -> None:
+    """It never asks without room, always with room for a batch, always when idle; what it leaves out is a handful."""
+    room = max(0, bound - held)
+    budget = Budget(room, room * MAX_MESSAGE_BYTES, {"acme": 1}, has_full_tenant=full)
+    wait_s = receive_wait_s(budget, held_jobs=held, batch_jobs=batch)
+    if room == 0:
+        assert wait_s is None
+    elif room >= batch or held < 3:
+        assert wait_s is not None
+    if wait_s is None:
+        assert room == 0 or room * 3 < held
+    else:
+        assert wait_s == (0.0 if full else RECEIVE_WAIT_S)
+
+
+def test_a_receiver_with_room_for_no_message_waits() -> None:
+    """Bytes count by the largest message, so that no receive is made that could bring nothing."""
+    budget = Budget(100, MAX_MESSAGE_BYTES - 1, {"acme": 100})
+    assert receive_wait_s(budget, held_jobs=1, batch_jobs=64) is None
 
 
 @given(jitter=st.floats(0, 1, exclude_max=True), failures=st.integers(1, 5_000))
@@ -200,7 +224,10 @@ def test_holdings_know_what_is_held_and_what_may_come() -> None:
     assert lease.deadline_s == 9.0
     assert holdings.holds(lease)
     assert not holdings.holds(again)
-    assert holdings.budget({"acme": 1, "globex": 5}, max_jobs=4) == Budget(3, 700, {"acme": 0, "globex": 5})
+    full = Budget(3, 700, {"acme": 0, "globex": 5}, has_full_tenant=True)
+    assert holdings.budget({"acme": 1, "globex": 5}, max_jobs=4) == full
+    assert holdings.budget({"acme": 0, "globex": 5}, max_jobs=4) == Budget(3, 700, {"acme": 0, "globex": 5})
+    assert holdings.budget({"acme": 2}, max_jobs=4) == Budget(3, 700, {"acme": 1})
     assert holdings.remove([again]) == []
     assert len(holdings.remove([again, lease])) == 1
     assert holdings.remove([lease]) == []

@@ -78,7 +78,8 @@ def test_a_missing_setting_is_named(name: str) -> None:
         ("MRGC_MAX_BATCH_JOBS", "0"),
         ("MRGC_MAX_BODY_BYTES", "33554433"),
         ("MRGC_MAX_BATCH_BYTES", "1000000"),  # holds no job of the default body cap
-        ("MRGC_MAX_INFLIGHT_BYTES", "1000000"),  # holds no batch
+        ("MRGC_MAX_INFLIGHT_BYTES", "2000000"),  # holds no batch
+        ("MRGC_MAX_INFLIGHT_BYTES", "1048575"),  # holds no message
         ("MRGC_MAX_INFLIGHT_JOBS", "63"),  # holds no batch
         ("MRGC_RESULTS_URL", "/results"),
         ("MRGC_RESULTS_URL", "s3://bucket/prefix"),  # a prefix ends in a slash

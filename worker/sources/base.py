@@ -75,6 +75,8 @@ class Budget:
     bytes: int
     #: Jobs by tenant; a tenant that is absent or at 0 is not received from.
     tenants: Mapping[str, int]
+    #: Whether a tenant is at 0 only because of what is held of it.
+    has_full_tenant: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import filterfalse, islice
 from typing import Final
 
 from worker.sources.base import Budget
@@ -31,6 +32,9 @@ class ReceivePlan:
     def __init__(self, *, max_message_bytes: int) -> None:
         self._max_message_bytes = max_message_bytes
         self._busy: set[str] = set()
+        #: The tenants of the last plan by name, sorted anew only when they change: there may be thousands.
+        self._ring: list[str] = []
+        self._tenants: frozenset[str] = frozenset()
         self._busy_window = _Window()
         self._quiet_window = _Window()
         #: Every other call rounds an odd half up, so that a room of one belongs to neither kind for ever.
@@ -50,16 +54,29 @@ class ReceivePlan:
             Tenants by the number of messages to ask each for; their sum never exceeds the budget.
         """
         room = min(budget.jobs, budget.bytes // self._max_message_bytes)
-        quotas, busy_ones = budget.tenants, self._busy
-        busy = [tenant for tenant in tenants if tenant in busy_ones and quotas[tenant] > 0]
-        quiet = [tenant for tenant in tenants if tenant not in busy_ones and quotas[tenant] > 0]
+        is_busy = self._busy.__contains__
+        may_have: Callable[[str], int | None] = budget.tenants.get
+        if tenants != self._tenants:
+            self._tenants, self._ring = frozenset(tenants), sorted(tenants)
+        # Names pass through filters and not through a loop of Python: a plan is made for every request.
+        has_busy = any(map(may_have, self._busy & self._tenants))
         self._odd ^= 1
-        for_quiet = min(len(quiet), (room + self._odd) // 2) if busy else room
-        asked = self._busy_window.share(busy, room - for_quiet, least=BUSY_SHARE)
-        asked |= self._quiet_window.share(quiet, for_quiet, least=1)
+        quiet = self._quiet_window.pick(
+            self._ring,
+            lambda names: filter(may_have, filterfalse(is_busy, names)),
+            most=(room + self._odd) // 2 if has_busy else room,
+        )
+        left = room - len(quiet) if has_busy else 0
+        busy = self._busy_window.pick(
+            self._ring,
+            lambda names: filter(may_have, filter(is_busy, names)),
+            most=max(1, left // BUSY_SHARE) if left else 0,
+        )
+        asked = dict.fromkeys(busy, left // max(1, len(busy)))
+        asked |= dict.fromkeys(quiet, (room - left) // max(1, len(quiet)))
         shares: dict[int, list[str]] = defaultdict(list)
         for tenant, share in asked.items():
-            allowed = min(share, quotas[tenant])
+            allowed = min(share, budget.tenants[tenant])
             shares[1 << (allowed.bit_length() - 1)].append(tenant)
         return dict(shares)
 
@@ -78,14 +95,16 @@ class _Window:
     def __init__(self) -> None:
         self._last = ""
 
-    def share(self, tenants: Sequence[str], room: int, *, least: int) -> dict[str, int]:
-        """Return equal shares of the room, each at least `least` unless the room is smaller."""
-        if not tenants or room < 1:
-            return {}
-        count = min(len(tenants), max(1, room // least))
-        if count < len(tenants):
-            ring = sorted(tenants)
-            start = bisect_right(ring, self._last)
-            tenants = [*ring[start:], *ring[:start]][:count]
-            self._last = tenants[-1]
-        return dict.fromkeys(tenants, room // count)
+    def pick(self, ring: Sequence[str], wanted: Callable[[Sequence[str]], Iterable[str]], *, most: int) -> list[str]:
+        """Return the next of those that are wanted, at most so many.
+
+        Args:
+            ring: all names, sorted.
+            wanted: leaves out those that are not.
+            most: 0 picks nobody.
+        """
+        start = bisect_right(ring, self._last)
+        picked = list(islice(wanted([*ring[start:], *ring[:start]]), max(0, most)))
+        if picked:
+            self._last = picked[-1]
+        return picked

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -226,11 +227,13 @@ class RedisStreams:
 
     def _planned(self, budget: Budget, plan: ReceivePlan) -> dict[int, list[str]]:
         """Plan one receive over the tenants whose stream and group exist; makes them where they do not."""
-        tenants = budget.tenants.keys()
-        for tenant in tenants - self._grouped:
-            if budget.tenants[tenant] > 0:
-                self._make_group(tenant)
-        return plan.next(budget, tenants if tenants <= self._grouped else tenants & self._grouped)
+        tenants: AbstractSet[str] = budget.tenants.keys()
+        if not tenants <= self._grouped:
+            for tenant in tenants - self._grouped:
+                if budget.tenants[tenant] > 0:
+                    self._make_group(tenant)
+            tenants = tenants & self._grouped
+        return plan.next(budget, tenants)
 
     def _make_group(self, tenant: str) -> None:
         try:
