@@ -13,9 +13,9 @@ from worker.sources.redis_layout import GROUP
 _FILL: Final = """
 for _, tenant in ipairs(ARGV) do redis.call('COPY', KEYS[1] .. tenant, 'q:' .. tenant, 'REPLACE') end
 """
-#: Ends at the first that is left, so that asking costs the server nothing while there is something to do.
-_LEFT: Final = """
-for _, tenant in ipairs(ARGV) do if redis.call('XLEN', 'q:' .. tenant) > 0 then return 1 end end
+#: Returns the place of the first that is left, so that asking costs the server nothing while there is something to do.
+_FIRST_LEFT: Final = """
+for place, tenant in ipairs(ARGV) do if redis.call('XLEN', 'q:' .. tenant) > 0 then return place end end
 return 0
 """
 
@@ -32,6 +32,8 @@ class StreamQueues:
         self._client = client
         self._name = name
         self._tenants: list[str] = []
+        #: Those that were not yet seen to be drained since the last `fill`.
+        self._left: list[str] = []
 
     def prepare(self, label: str, jobs: Mapping[str, Sequence[bytes]]) -> None:
         """Write jobs, by tenant, to streams that nobody reads, each with the group that its copy will need."""
@@ -45,11 +47,14 @@ class StreamQueues:
 
     def fill(self, label: str) -> None:
         """Copy prepared jobs to the queues."""
+        self._left = list(self._tenants)
         self._client.eval(_FILL, 1, self._prepared(label), *self._tenants)
 
     def is_drained(self) -> bool:
         """Return whether every job was acknowledged."""
-        return int(self._client.eval(_LEFT, 0, *self._tenants)) == 0
+        first = int(self._client.eval(_FIRST_LEFT, 0, *self._left))
+        self._left = self._left[first - 1 :] if first else []
+        return not self._left
 
     def calls(self) -> int:
         """Return 0: nobody counts them."""
