@@ -131,9 +131,9 @@ class Batches:
     def _seal_all(self, requests: Sequence[SealRequest], now_s: float) -> list[bytes | MrgcError]:
         jobs = [self._authentic(request, now_s) for request in requests]
         with self._keys(job.form for job in jobs if isinstance(job, JobCut)) as keys:
-            sealer = _Sealer(self._result_forms, keys, int(now_s), _Room(len(requests)))
+            room = _Room(len(requests))
             outcomes = [
-                sealer.seal(request, job) if isinstance(job, JobCut) else job
+                self._seal_one(request, job, keys, room, now_s) if isinstance(job, JobCut) else job
                 for request, job in zip(requests, jobs, strict=True)
             ]
         self._count(outcomes, results_sealed=sum(isinstance(o, bytes) for o in outcomes))
@@ -152,6 +152,17 @@ class Batches:
             raise key
         plaintext = open_formed(job, data_key=key)
         return plaintext, self._tickets.issue(OPEN_PARENT, request=job.request, aad=job.aad, now_s=now_s)
+
+    def _seal_one(self, result: SealRequest, job: JobCut, keys: Keys, room: _Room, now_s: float) -> bytes | MrgcError:
+        key = keys[job.form]
+        if isinstance(key, MrgcError):
+            return socket_error(key)
+        try:
+            sealed = self._result_forms.seal(result, job, created=int(now_s), data_key=key)
+            room.take(len(sealed))
+        except MrgcError as error:
+            return socket_error(error)
+        return sealed
 
     def _authentic(self, result: SealRequest, now_s: float) -> JobCut | MrgcError:
         """Return the job that the result is of, which this boot has opened."""
@@ -191,35 +202,6 @@ class _Room:
         if count > self._left:
             raise TooLargeError("answer would not fit its frame")
         self._left -= count
-
-
-class _Sealer:
-    """Seals the results of one batch.
-
-    Args:
-        forms: remembers those of earlier batches.
-        keys: of every job form in it.
-        created: time of all of them, unix seconds.
-        room: what the answer's frame has left.
-    """
-
-    def __init__(self, forms: ResultForms, keys: Keys, created: int, room: _Room) -> None:
-        self._forms = forms
-        self._keys = keys
-        self._created = created
-        self._room = room
-
-    def seal(self, result: SealRequest, job: JobCut) -> bytes | MrgcError:
-        """Seal one result of an opened job, or say why not."""
-        key = self._keys[job.form]
-        if isinstance(key, MrgcError):
-            return socket_error(key)
-        try:
-            sealed = self._forms.seal(result, job, created=self._created, data_key=key)
-            self._room.take(len(sealed))
-        except MrgcError as error:
-            return socket_error(error)
-        return sealed
 
 
 def _admit(data: memoryview, forms: JobForms, now_s: float, room: _Room) -> FormedJob | MrgcError:

@@ -75,7 +75,8 @@ def standing(directory: Path, *, count: int = TENANTS) -> Iterator[Stage]:
     try:
         _start(supervisor, parts.redis(stack, fsync="everysec"), parts.kms(stack), _sqs(stack))
         # A rewrite of the append-only file would take a processor from some runs and not from others.
-        connect(stack.redis_url("operator")).config_set("auto-aof-rewrite-percentage", 0)
+        with connect(stack.redis_url("operator")) as client:
+            client.config_set("auto-aof-rewrite-percentage", 0)
         everyone = tenants.create(stack, [f"t{number:04}" for number in range(count)])
         engine = replace(parts.engine(stack), command=(sys.executable, "-m", "bench.queues.null_engine"))
         _start(supervisor, parts.enclave(stack), parts.agent(stack), engine)

@@ -5,7 +5,8 @@ only. The first of a form is parsed in full; the others are compared with it, by
 the numbers among them are held to docs/spec.md §2. Whatever does not fit a form is parsed in full, so nothing is
 accepted or refused here that `mrgc.wire.sealed.parse_job` would not accept or refuse. What is remembered is public.
 
-Called by `enclave.batches`, `worker.admission`, `worker.engine.opening`. May import: the standard library, mrgc.wire.
+Called by `enclave.batches`, `worker.admission`, `worker.engine.opening`, `mrgc.wire.result_forms`. May import: the
+standard library, mrgc.wire.
 """
 
 from __future__ import annotations

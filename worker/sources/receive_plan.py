@@ -66,14 +66,16 @@ class ReceivePlan:
             lambda names: filter(may_have, filterfalse(is_busy, names)),
             most=(room + self._odd) // 2 if has_busy else room,
         )
-        left = room - len(quiet) if has_busy else 0
-        busy = self._busy_window.pick(
-            self._ring,
-            lambda names: filter(may_have, filter(is_busy, names)),
-            most=max(1, left // BUSY_SHARE) if left else 0,
-        )
-        asked = dict.fromkeys(busy, left // max(1, len(busy)))
-        asked |= dict.fromkeys(quiet, (room - left) // max(1, len(quiet)))
+        if has_busy:
+            left = room - len(quiet)
+            busy = self._busy_window.pick(
+                self._ring,
+                lambda names: filter(may_have, filter(is_busy, names)),
+                most=max(1, left // BUSY_SHARE) if left else 0,
+            )
+            asked = _even(busy, left) | dict.fromkeys(quiet, 1)
+        else:
+            asked = _even(quiet, room)
         shares: dict[int, list[str]] = defaultdict(list)
         for tenant, share in asked.items():
             allowed = min(share, budget.tenants[tenant])
@@ -104,7 +106,11 @@ class _Window:
             most: 0 picks nobody.
         """
         start = bisect_right(ring, self._last)
-        picked = list(islice(wanted([*ring[start:], *ring[:start]]), max(0, most)))
+        picked = list(islice(wanted([*ring[start:], *ring[:start]]), most))
         if picked:
             self._last = picked[-1]
         return picked
+
+
+def _even(tenants: Sequence[str], room: int) -> dict[str, int]:
+    return dict.fromkeys(tenants, room // len(tenants)) if tenants else {}
